@@ -1,10 +1,12 @@
-"""Whoever dies at whichever step of whichever operation: the others go on, and nothing is duplicated, torn or
-reordered.
+"""The cases of `test_death_at_every_step.py`: a process is killed at each step of an operation.
 
-Each case makes one queue (counter, lock) for each step, lets a child die there, and then uses the object from
-here. The uses run in threads side by side, because taking over from the dead means waiting for a while.
+Afterwards the other processes can still use the object, and nothing is duplicated, torn or reordered.
 
-The cases run in a process of their own: to fork the process of the tests costs eight times as much.
+For each step, a case makes a new object (queue, counter or lock), kills a child at that step, and then uses
+the object in this process. These checks run in parallel threads, because taking over from a dead process
+involves waiting.
+
+Each case runs in a small process of its own: forking the pytest process would cost eight times as much.
 """
 
 from __future__ import annotations
@@ -28,17 +30,17 @@ from mpkit._shm.queues.packs import PackSlice, pack
 from tests.helpers.dying import die_at
 from tests.helpers.waiting import PATIENCE
 
-#: The long operations are sampled at every few lines in the usual run, so that it stays quick, and at every
-#: line (or opcode) with these set.
+#: If one of these variables is set, every line (or opcode) is tried. Otherwise, to save time, only every
+#: `SAMPLED`-th line of the long operations is.
 EVERY_STEP = bool(os.environ.get("MPKIT_EVERY_STEP") or os.environ.get("MPKIT_EVERY_OPCODE"))
 SAMPLED = 11
 OPCODES = bool(os.environ.get("MPKIT_EVERY_OPCODE")) and sys.version_info < (3, 12)
 SMALL = 40
-#: So many objects are checked side by side; with more of them each fork would have more to copy.
+#: How many objects are checked in parallel. With more, each fork would have more to copy.
 BATCH = 16
 
 
-#: By their names.
+#: The cases, by name.
 CASES: dict[str, Callable[[], None]] = {}
 
 
@@ -48,11 +50,11 @@ def case(check: Callable[[], None]) -> Callable[[], None]:
 
 
 def run(name: str) -> None:
-    """One of the cases, in a process that does nothing else."""
+    """Run the case called `name`. This process does nothing else."""
     for module in (robust_lock, lock_file):
-        # The rule for taking over does not depend on these times: no need to wait as long as users do.
+        # Taking over works in the same way with shorter times: the cases need not wait as long as users do.
         vars(module).update(SLICE_SECONDS=0.002, STUCK_SECONDS=0.002)
-    gc.freeze()  # else each fork copies what a collection touches
+    gc.freeze()  # otherwise each garbage collection in a child copies the pages of all objects
     CASES[name]()
 
 
@@ -91,10 +93,14 @@ def drain(queue: OpenQueue) -> list[bytes]:
 def each_step(
     make: Callable[[], tuple[object, Callable[[], object], Callable[[], None]]], stride: int = 1
 ) -> int:
-    """For each step (or each `stride`-th): make an object, die in the operation there, then check.
+    """For each step (or each `stride`-th): make an object, kill a child at that step, then check the object.
+
+    Args:
+        make: Returns an object, the operation to die in, and the check to run afterwards.
+        stride: Try only every `stride`-th step, unless `EVERY_STEP` is set.
 
     Returns:
-        How many steps there are.
+        How many steps the operation has.
     """
     if EVERY_STEP:
         stride = 1
@@ -130,7 +136,7 @@ def queue_with(*items: bytes, maxsize: int = 0, joined: bool = True) -> OpenQueu
 
 
 def check_rest(queue: OpenQueue, allowed: list[list[bytes]]) -> Callable[[], None]:
-    """After the death: everything still works, and what is in the queue is one of `allowed`."""
+    """Return a check: the queue still works, and its items are one of the lists in `allowed`."""
 
     def check() -> None:
         put(queue, b"after")
@@ -276,7 +282,7 @@ def put_of_a_big_item_for_which_a_dropped_region_gets_another_place() -> None:
 
 
 def give_a_region_another_place(*, dropped: bool) -> None:
-    """Every free region is too small, and no entry of the table is left for a larger one."""
+    """Put a big item when every free region is too small and the table has no entry left for a larger one."""
     few = 3
     region_supply.KEPT_FOR_RINGS = layout.REGION_SLOTS - few
     small, big = bytes(range(256)) * 200, bytes(range(256)) * 1600
@@ -307,7 +313,7 @@ def give_a_region_another_place(*, dropped: bool) -> None:
 
 
 def assert_apart(queue: OpenQueue) -> None:
-    """No two regions lie in one place of the file."""
+    """Check that no two regions overlap in the file."""
     table = [layout.REGIONS + number * regions.ENTRY_WORDS for number in range(1, layout.REGION_SLOTS)]
     places = [
         (regions.offset_of(queue.words[at + 2]), queue.supply._own(number))
@@ -332,8 +338,9 @@ def get_of_a_big_item() -> None:
 
 
 def check_big(queue: OpenQueue, allowed: list[list[bytes]]) -> Callable[[], None]:
-    """Big items still come and go, and what the dead one had in his hands is used again: the file does not
-    grow for ever.
+    """Return a check: big items still pass, and the dead process's region is reused.
+
+    If such regions were never reused, the file would grow with each death.
     """
     rest = check_rest(queue, allowed)
 
@@ -363,8 +370,8 @@ def task_done_and_shut_down() -> None:
         def check() -> None:
             queue.puts.shut_down()
             queue.gets.discard_all()
-            # Whoever died between taking an item and telling that it was done leaves one unfinished, and no
-            # more than that.
+            # If the child died between taking the item and calling task_done, that item stays unfinished, but
+            # no other.
             assert queue.gets.unfinished() in (0, 1)
             assert queue.gets.task_done(queue.gets.unfinished())
             assert queue.gets.wait_until_done(time.monotonic() + PATIENCE)
@@ -392,7 +399,7 @@ def add_to_a_counter() -> None:
 
 
 def check_lock(lock: LockFile) -> Callable[[], None]:
-    """After the death: one at a time gets it, and it can be released once."""
+    """Return a check: the lock can be acquired by one user at a time, and released once."""
 
     def check() -> None:
         for _ in range(2):
@@ -407,7 +414,7 @@ def check_lock(lock: LockFile) -> Callable[[], None]:
 
 
 def in_child(operation: Callable[[], object]) -> None:
-    """Let a process do something, and die."""
+    """Run `operation` in a forked child, which then kills itself."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -451,7 +458,7 @@ def taking_the_place_of_a_dead_owner() -> None:
 def finding_that_nobody_living_has_a_lock() -> None:
     def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
         lock = LockFile.create()
-        # Dead before it could say so.
+        # It dies with the permit, before it has recorded that it holds the lock.
         in_child(lambda: lock.permit_acquire(False))
 
         def work() -> None:
@@ -486,9 +493,7 @@ def releasing_what_another_process_has() -> None:
 
 @case
 def taking_over_itself() -> None:
-    """One child dies inside put; the next one dies while it takes the lock over; the third (this process)
-    still gets it.
-    """
+    """One child dies inside put, the next one while it takes over the lock. This process still gets it."""
 
     def make() -> tuple[object, Callable[[], object], Callable[[], None]]:
         queue = queue_with(ITEMS[0])
@@ -500,7 +505,7 @@ def taking_over_itself() -> None:
 
 
 def step_inside_the_lock() -> int:
-    """A step of a put at which the process has the lock."""
+    """Find a step of put at which the process holds the lock."""
     for step in count():
         queue = queue_with(ITEMS[0])
         try:

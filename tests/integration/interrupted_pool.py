@@ -1,6 +1,6 @@
-"""A program whose main thread is interrupted again and again while it uses a pool; see `test_pool_life`.
+"""A program whose main thread is interrupted again and again while it uses a pool; see `test_pool_failures`.
 
-It prints what went wrong, or "right".
+It prints what went wrong, or "right" if each task ran once and gave its result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(path: str, interrupts: int, seed: int) -> None:
         over.set()
 
     def on_interrupt(_number: int, _frame: FrameType | None) -> None:
-        # Decided here: what the other thread sees may have changed when the signal arrives.
+        # Checked here, not before sending: `inside` may change before the signal arrives.
         nonlocal inside
         if inside:
             inside = False
@@ -64,7 +64,7 @@ def main(path: str, interrupts: int, seed: int) -> None:
                 if handle.result(30) != n:
                     wrong.append(f"{n}: {handle!r}")
             except TaskCancelled as error:
-                # Before 3.11 an interrupt comes between any two instructions.
+                # Before 3.11, an interrupt can come between any two instructions, so a task may be lost.
                 if sys.version_info >= (3, 11) or LOST not in str(error):
                     wrong.append(f"{n}: {error!r}")
                 lost.add(n)

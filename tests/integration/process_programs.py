@@ -20,19 +20,19 @@ from mpkit._platform.stdlib import fork_server
 
 
 def say(*pids: int | None) -> None:
-    # In one write, whatever PYTHONUNBUFFERED says: another process may be writing a line at this moment.
+    # In a single write, even with PYTHONUNBUFFERED set: another process may be writing a line at this moment.
     print(" ".join(map(str, pids)) + "\n", end="", flush=True)
 
 
 def work(connection: Connection, kind: str) -> None:
-    """Report our pids, then be busy in one way or another."""
+    """Report the pids of this process and of its child, then keep busy in the way that `kind` says."""
     with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"]) as program:
         connection.send([os.getpid(), program.pid])
         if kind == "spin":
             while True:
                 pass
         elif kind == "gil":
-            # One call into C that never lets go of the interpreter lock, for an hour or so.
+            # A single call into C that holds the GIL for an hour or so.
             pow(7, 10**10)
         elif kind == "no gil":
             hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)
@@ -52,7 +52,7 @@ def report_and_sleep(connection: Connection) -> None:
 
 
 def parent(start_method: str, kind: str, how: str) -> None:
-    """Start a child, name it on the output, and die of `how`."""
+    """Start a child, print its pids, and die in the way that `how` says."""
     ours, theirs = multiprocessing.Pipe()
     process = WorkerProcess(
         target=work,
@@ -62,7 +62,7 @@ def parent(start_method: str, kind: str, how: str) -> None:
         orphan=how == "orphan",
     )
     if how == "thread":
-        # The thread that has started it is gone long before the process is.
+        # The thread that starts the child ends long before this process does.
         thread = threading.Thread(target=process.start)
         thread.start()
         thread.join()
@@ -81,7 +81,7 @@ def parent(start_method: str, kind: str, how: str) -> None:
 
 
 def joined_at_exit(start_method: str) -> None:
-    """End without joining: multiprocessing joins what is not daemonic."""
+    """End without joining the child: multiprocessing joins children that are not daemonic."""
     WorkerProcess(target=late, start_method=start_method).start()
 
 
@@ -91,9 +91,9 @@ def late() -> None:
 
 
 def interrupted(start_method: str) -> None:
-    """Wait for a child inside a with block until Ctrl-C comes."""
+    """Wait for a child inside a `with` block until Ctrl-C comes."""
     with WorkerProcess(target=wait_for_ctrl_c, start_method=start_method) as process:
-        # The child may have said so before this one has come out of `start`.
+        # The child may print its pid before this process does.
         say(os.getpid())
         process.join()
 
@@ -103,20 +103,21 @@ def wait_for_ctrl_c() -> None:
         say(os.getpid())
         time.sleep(600)
     except KeyboardInterrupt:
-        # Not disturbed by a second interrupt.
+        # The cleanup takes a while, and no second interrupt may disturb it.
         time.sleep(0.2)
         say(0)
 
 
 def asked_at_every_step(start_method: str, question: str) -> None:
-    """Ask ended processes, each at a later step with a signal handler that asks it too.
+    """Call the method `question` of ended processes; a signal handler asks the same process in the middle.
 
-    To terminate has so many steps that every other one is enough: a line has several.
+    For each process the handler runs one step later. `terminate` has so many steps (opcodes) that only every
+    other one is tried: each line has several.
     """
     stride = 2 if question == "terminate" else 1
     if start_method == "forkserver":
-        fork_server.start_fork_server(["mpkit.process"])  # each child is there at once
-    # From Python 3.12 on the first call of a function under trace shows no opcodes.
+        fork_server.start_fork_server(["mpkit.process"])  # so that each child starts quickly
+    # Since Python 3.12, the first traced call of a function reports no opcodes.
     assert not reached_when_asked(start_method, question, sys.maxsize)
     step = 1
     while reached_when_asked(start_method, question, step):
@@ -125,10 +126,10 @@ def asked_at_every_step(start_method: str, question: str) -> None:
 
 
 def reached_when_asked(start_method: str, question: str, step: int) -> bool:
-    """Whether there is such a step.
+    """Call the method `question`, with a handler at step number `step`; return whether there is such a step.
 
-    Python runs a handler between two steps of the main thread. So does it run a trace function, and that at a
-    step of our choice.
+    Python runs signal handlers between two steps of the main thread. It runs trace functions there as well,
+    but at a step that can be chosen: so here, a trace function acts as the handler.
     """
     traced = {
         f"mpkit._platform.{name}"
@@ -152,7 +153,7 @@ def reached_when_asked(start_method: str, question: str, step: int) -> bool:
         if event == "opcode":
             step -= 1
             if step == 0:
-                # While it runs nothing is traced.
+                # Nothing is traced while a trace function runs.
                 handle()
         return trace
 
@@ -167,7 +168,7 @@ def reached_when_asked(start_method: str, question: str, step: int) -> bool:
 
 
 def signal_at_a_fork(where: str) -> None:
-    """SIGTERM, by whose handler the program ends, comes in the middle of starting a child by fork."""
+    """SIGTERM comes in the middle of starting a child by fork; its handler ends the program."""
 
     def kill_myself() -> None:
         if is_starting:

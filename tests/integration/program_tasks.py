@@ -1,4 +1,4 @@
-"""Tasks that start programs. In a module of its own: workers import it."""
+"""Tasks that start programs. They are in a module without tests because workers import it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mpkit.pool import TaskPool
 
-# Writes its pid when it is ready, and lasts. Its arguments: where to, and signals that do nothing to it.
+# Writes its pid when it is ready, then sleeps. Arguments: the file to write to, and the signals to ignore.
 _LASTS = """
 import os, signal, sys, time
 for name in sys.argv[2:]:
@@ -37,7 +37,7 @@ def run(path: str, *ignored: str) -> None:
 
 
 def run_shell(path: str, *ignored: str) -> None:
-    """`run` kills the shell alone when it is interrupted."""
+    """Run the program under a shell: when `subprocess.run` is interrupted, it kills only the shell."""
     subprocess.run(f"{shlex.join(command(path, *ignored))} | cat; exit 0", shell=True, check=False)
 
 
@@ -48,7 +48,7 @@ def run_trapping_shell(path: str, *ignored: str) -> None:
 
 
 def system(path: str, *ignored: str) -> None:
-    """Nothing interrupts it: it has SIGINT ignored meanwhile."""
+    """Run the program with `os.system`, which ignores SIGINT meanwhile, so Ctrl-C cannot interrupt it."""
     os.system(f"{shlex.join(command(path, *ignored))}; exit 0")
 
 
@@ -66,7 +66,7 @@ def start_and_hold_out(path: str, *ignored: str) -> None:
 
 
 def start_and_clean_up(path: str, interrupted: str, cleaned: str) -> None:
-    """It goes on when it is interrupted, and cleans up when it is terminated."""
+    """Go on when interrupted (after touching `interrupted`); when terminated, touch `cleaned` and end."""
 
     def clean_up(_signum: int, _frame: object) -> None:
         Path(cleaned).touch()
@@ -74,7 +74,8 @@ def start_and_clean_up(path: str, interrupted: str, cleaned: str) -> None:
 
     signal.signal(signal.SIGTERM, clean_up)
     start_and_wait(path)
-    # The one after the other: of two signals at the same moment Python may forget the second.
+    # The test waits for this file before it has SIGTERM sent: Python may lose one of two signals that come at
+    # the same moment.
     Path(interrupted).touch()
     time.sleep(600)
 
@@ -96,7 +97,7 @@ def last(path: str, *ignored: str) -> None:
 
 
 def child(path: str, *ignored: str) -> None:
-    """A process of multiprocessing, which the worker waits for at its end."""
+    """Start a process of multiprocessing, which the worker would join at its own end."""
     process = multiprocessing.get_context("forkserver").Process(target=last, args=(path, *ignored))
     process.start()
     process.join()
@@ -108,12 +109,12 @@ def nested(path: str, *ignored: str) -> None:
 
 
 def start(path: str) -> int:
-    """What it starts is to stay."""
+    """Start a program that ignores SIGINT and is meant to outlive the task."""
     return subprocess.Popen(command(path, "SIGINT")).pid
 
 
 def fork_server() -> int | None:
-    """Which one this worker has."""
+    """Return the pid of this worker's fork server, if it has one."""
     pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     return pid
 

@@ -1,4 +1,4 @@
-"""Whoever dies at whichever step of whichever operation: the others go on."""
+"""A process may die at any step of any operation: the other processes can go on using the object."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tests.integration import death_at_every_step
 
 
 @pytest.mark.skipif(
-    "forkserver" not in multiprocessing.get_all_start_methods(), reason="there is no process to fork from"
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="the fork server starts each case"
 )
 @pytest.mark.parametrize("case", death_at_every_step.CASES)
-def test_everything_is_whole_after_a_death(case: str) -> None:
+def test_the_object_is_intact_after_a_death(case: str) -> None:
     process = multiprocessing.get_context("forkserver").Process(target=death_at_every_step.run, args=(case,))
     process.start()
     try:
         process.join()
     finally:
         process.kill()
-    assert process.exitcode == 0, "its traceback is in what it has written"
+    assert process.exitcode == 0, "see the traceback that it has written"

@@ -1,4 +1,4 @@
-"""The demo: the whole house at work, to a good end and to a bad one."""
+"""`mpkit demo`, as a whole program: when it succeeds, and when something in it fails or is interrupted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STDLIB = Path(sysconfig.get_path("stdlib"))
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
-    """Some files of the standard library, and some that are hard to read."""
+    """A folder with some files of the standard library, and three that cannot be read or parsed."""
     root = tmp_path / "library"
     for package in ("json", "concurrent"):
         shutil.copytree(STDLIB / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -39,7 +39,7 @@ def library(tmp_path: Path) -> Path:
 
 
 def rows(database: Path) -> int:
-    """Files in an index that may not be there yet."""
+    """Return the number of files in the index; 0 if there is no index yet."""
     try:
         with store.Index(str(database)) as found:
             return found.totals().files
@@ -56,7 +56,7 @@ def check_intact(database: Path) -> None:
 
 
 def check_readable(database: Path) -> None:
-    """Intact, and nothing lies beside it."""
+    """Check that the database is intact, and that there is no journal or other file beside it."""
     check_intact(database)
     assert [path.name for path in database.parent.iterdir() if path.name.startswith(database.name)] == [
         database.name
@@ -78,7 +78,7 @@ def test_the_demo_indexes_a_folder_and_agrees_with_one_process(library: Path, tm
     check_readable(database)
 
 
-def test_the_comparison_can_be_left_out(library: Path, tmp_path: Path) -> None:
+def test_no_compare_leaves_out_the_comparison_with_one_process(library: Path, tmp_path: Path) -> None:
     database = tmp_path / "index.sqlite3"
     ended = run_python(
         "-m", "mpkit", "demo", library, "--database", database, "--no-compare", "--no-progress"
@@ -93,7 +93,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert "nowhere is not a folder" in ended.stderr
 
 
-def test_a_file_of_somebody_else_is_not_overwritten(library: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_index_is_not_overwritten(library: Path, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("mine")
     ended = run_python("-m", "mpkit", "demo", library, "--database", precious, check=False)
@@ -102,8 +102,8 @@ def test_a_file_of_somebody_else_is_not_overwritten(library: Path, tmp_path: Pat
     assert precious.read_text() == "mine"
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are POSIX's")
-def test_what_is_no_regular_file_is_recorded_and_does_not_hang(library: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_or_device_is_recorded_as_unreadable_and_does_not_hang(library: Path, tmp_path: Path) -> None:
     os.mkfifo(library / "pipe.py")
     (library / "device.py").symlink_to(os.devnull)
     database = tmp_path / "index.sqlite3"
@@ -120,7 +120,7 @@ def _reader_gone() -> int:
     return writer
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize(
     "open_output, code, message",
     [
@@ -133,7 +133,7 @@ def _reader_gone() -> int:
     ],
     ids=["reader-gone", "full"],
 )
-def test_output_that_is_not_taken_is_not_blamed_on_the_database(
+def test_a_failing_standard_output_is_not_reported_as_a_database_error(
     open_output: Callable[[], int], code: int, message: str, library: Path, tmp_path: Path
 ) -> None:
     database, temporary = tmp_path / "index.sqlite3", tmp_path / "temporary"
@@ -147,26 +147,26 @@ def test_output_that_is_not_taken_is_not_blamed_on_the_database(
             wait_until(lambda: _group_is_gone(process.pid), "every process of the program has ended")
     finally:
         os.close(output)
-    # The work had been done.
+    # All the work was done before the output failed.
     assert rows(database) == sum(1 for path in library.rglob("*.py"))
     check_readable(database)
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
+@pytest.mark.skipif(sys.platform == "win32", reason="sends Ctrl-C in the POSIX way")
 @pytest.mark.parametrize("to_all", [True, False], ids=["terminal", "main-process"])
 def test_ctrl_c_ends_it_at_once_and_leaves_a_readable_index(to_all: bool, tmp_path: Path) -> None:
     database = tmp_path / "index.sqlite3"
     with python("-m", "mpkit", "demo", "--database", database) as process:
         wait_until(lambda: rows(database) or process.poll() is not None, "the first files are in the index")
         if to_all:
-            # As a terminal does.
+            # A terminal sends Ctrl-C to the whole process group.
             os.killpg(process.pid, signal.SIGINT)
         else:
             process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 130, err
-        # What multiprocessing keeps running for the whole program goes right after it.
+        # multiprocessing's own helpers (the resource tracker, the fork server) end right after the program.
         wait_until(lambda: _group_is_gone(process.pid), "every process of the program has ended")
     assert "Traceback" not in err
     assert out == ""
@@ -177,7 +177,7 @@ def test_ctrl_c_ends_it_at_once_and_leaves_a_readable_index(to_all: bool, tmp_pa
 
 
 def _group_is_gone(group: int) -> bool:
-    # Orphans are handed to the process of the tests, which has to wait for them.
+    # Orphans become children of the pytest process, which must reap them.
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-group, os.WNOHANG)[0]:
             pass
@@ -188,7 +188,7 @@ def _group_is_gone(group: int) -> bool:
     return False
 
 
-def test_a_writer_that_fails_is_the_error_that_is_shown(library: Path, tmp_path: Path) -> None:
+def test_an_error_in_the_writer_is_raised(library: Path, tmp_path: Path) -> None:
     with pytest.raises(sqlite3.OperationalError, match="unable to open database"):
         index.index(
             str(library), str(tmp_path / "nowhere" / "x"), processes=1, line=ProgressLine(shown=False)
@@ -196,7 +196,7 @@ def test_a_writer_that_fails_is_the_error_that_is_shown(library: Path, tmp_path:
 
 
 class Watched(WorkerProcess[int]):
-    """A writer that the test can find."""
+    """A writer process that records its pid, so that the test can kill it."""
 
     victims: ClassVar[list[int]] = []
 
@@ -225,5 +225,5 @@ def test_a_writer_that_is_killed_does_not_hang_the_workers(
     with pytest.raises(WorkerCrashed) as caught:
         index.index(str(STDLIB), database, processes=2, line=Murderer(shown=False))
     assert caught.value.signal == "SIGKILL"
-    # A journal of the dead writer may lie beside it: SQLite itself decides whether it still means anything.
+    # The dead writer may have left a journal beside the database. SQLite rolls it back if that is necessary.
     check_intact(Path(database))

@@ -1,4 +1,4 @@
-"""Every Python block in the README and the documentation is a program that prints what is written there."""
+"""Every Python block in the README and the documentation is a program that prints what the page says."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAGES = sorted(
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))
     if BLOCK.search(page.read_text(encoding="utf-8"))
 )
-#: What a program may import that a plain installation for tests does not have.
+#: Packages that the programs may import, but that need not be installed to run the tests.
 OPTIONAL = ("numpy", "cloudpickle")
 
 
@@ -48,7 +48,7 @@ def programs(page: str) -> list[Program]:
 
 
 def expected(after: str) -> str:
-    """The output as the page tells it: a ``text`` block, or what is between backticks in 'It prints … .'."""
+    """Return the output given on the page: a ``text`` block, or the words in backticks after 'It prints'."""
     if block := re.match(r"\s*```text\n(.*?)```", after, re.DOTALL):
         return block[1]
     sentence = re.match(r"\s*It prints ((?:`[^`]*`|,| and|\s)*)", after)
@@ -57,7 +57,7 @@ def expected(after: str) -> str:
 
 
 def missing(code: str) -> list[str]:
-    """Optional packages that the program uses and that are not installed here."""
+    """Return the optional packages that the program uses and that are not installed."""
     return [name for name in OPTIONAL if name in code and importlib.util.find_spec(name) is None]
 
 
@@ -65,14 +65,14 @@ def check_program(program: Program, folder: Path) -> None:
     path = folder / program.name
     path.write_text(program.code, encoding="utf-8")
     if program.name.startswith("test_"):
-        # Without the settings of this project, as a reader would.
+        # Without this project's pytest settings, as a reader would run it.
         tested = run_python(
             "-m", "pytest", "-q", "-c", "/dev/null", "--rootdir", folder, "-p", "no:cacheprovider", path
         )
         assert re.search(r"^\d+ passed", tested.stdout, re.MULTILINE), tested.stdout
         return
     done = run_python(path)
-    # Pids differ; how much memory a dead worker had is told only if a sample was taken in time.
+    # Pids differ. The memory of a dead worker is mentioned only if it was measured before the worker died.
     told = re.sub(r"process \d+", "process 4711", done.stdout)
     told = re.sub(r"; it had used [\d.]+ MiB of memory", "", told)
     assert told == expected(program.after), f"{program.code}\n{done.stderr}"
@@ -83,9 +83,9 @@ def check_program(program: Program, folder: Path) -> None:
 def checks(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[Future[None]]]:
-    """The programs of each page that is asked for, run to their ends."""
+    """For each page that is to be tested: the results of running its programs."""
     asked_for = {item.name for item in request.session.items}
-    # Side by side, those of all pages: most of them wait for something.
+    # The programs of all pages run in parallel: most of them wait for something.
     with ThreadPoolExecutor(4) as executor:
         return {
             page: [
@@ -98,7 +98,7 @@ def checks(
         }
 
 
-@pytest.mark.timeout(10 * PATIENCE)  # of the first test: for the programs of all pages
+@pytest.mark.timeout(10 * PATIENCE)  # the first test waits for the programs of all pages
 @pytest.mark.parametrize("page", PAGES)
 def test_programs_print_what_the_page_says(page: str, checks: dict[str, list[Future[None]]]) -> None:
     for check in checks[page]:
@@ -108,7 +108,7 @@ def test_programs_print_what_the_page_says(page: str, checks: dict[str, list[Fut
         pytest.skip(f"not installed: {', '.join(lacking)}; the others are fine")
 
 
-#: In a process of its own, which has no other pool or queue.
+#: Runs in a process of its own, so that no other pool or queue affects the output.
 DOCSTRINGS = """
 import doctest, importlib, pkgutil, mpkit
 names = ["mpkit", *(module.name for module in pkgutil.walk_packages(mpkit.__path__, "mpkit."))]
@@ -127,7 +127,7 @@ def test_examples_in_docstrings_are_true() -> None:
 
 
 def test_no_power_in_a_docstring_makes_text_bold() -> None:
-    """The reference is Markdown: two powers outside code set everything between them in bold."""
+    """The reference is Markdown: two powers (as 2**8) outside code would make the text between them bold."""
     for path in (ROOT / "src/mpkit").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -135,7 +135,7 @@ def test_no_power_in_a_docstring_makes_text_bold() -> None:
                 assert len(re.findall(r"\d\*\*\d", text)) < 2, f"{path}: {text}"
 
 
-def test_everything_public_stands_in_the_reference() -> None:
+def test_every_public_name_is_in_the_reference() -> None:
     pages = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "docs/reference").glob("*.md")}
     shown = set(re.findall(r"^::: (\S+)", "\n".join(pages.values()), re.MULTILINE))
     for module in (mpkit, mpkit.introspect, mpkit.pool, mpkit.process, mpkit.queue, mpkit.sync):
@@ -146,5 +146,5 @@ def test_everything_public_stands_in_the_reference() -> None:
         assert f"`{name}`" in pages["errors.md"], f"{name} is missing in the table of errors"
 
 
-def test_the_pages_that_matter_have_programs() -> None:
+def test_the_programs_of_the_main_pages_are_found() -> None:
     assert {"README.md", "docs/tutorial/first-steps.md", "docs/how-to/choose.md"} < set(PAGES)

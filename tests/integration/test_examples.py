@@ -11,7 +11,7 @@ from tests.helpers.processes import ROOT, run_python
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 EXPECTED = ROOT / "examples" / "expected"
-#: An example that is longer shows too much at once.
+#: A longer example would show too much at once.
 MOST_LINES = 40
 
 
@@ -21,11 +21,11 @@ def name_of(example: Path) -> str:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=name_of)
 def test_an_example_prints_what_it_should(example: Path) -> None:
-    # Warnings are errors, in its children too; but 3.15 warns whenever multiprocessing's own main module has
-    # to show a traceback.
+    # Warnings are errors, in the children as well, except for one that Python 3.15 itself gives whenever
+    # multiprocessing's own main module has to show a traceback.
     ended = run_python("-W", "error", "-W", "ignore:Module globals is missing:DeprecationWarning", example)
     assert ended.stdout == (EXPECTED / f"{example.stem}.txt").read_text(encoding="utf-8")
-    # A process that fails prints its traceback; all that is fixed of it are the lines that end it.
+    # A process that fails prints its traceback. Only the last line of each is the same in every run.
     last_lines = [line for line in ended.stderr.splitlines() if re.match(r"\w+(\.\w+)*(Error|Warning)", line)]
     expected = EXPECTED / f"{example.stem}.err"
     assert last_lines == (expected.read_text(encoding="utf-8").splitlines() if expected.exists() else [])

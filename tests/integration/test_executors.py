@@ -1,5 +1,6 @@
-"""`pool.executor` and the executor of `mpkit.compat`: only Ctrl-C makes them stop what runs, and they map in
-the same way.
+"""`pool.executor` and `mpkit.compat`'s ProcessPoolExecutor: how they shut down, cancel and map.
+
+Both behave in the same way. Only Ctrl-C makes them stop a task that runs already.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from tests.helpers.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
 
-#: How long something that must not happen is waited for.
+#: How long to watch that something does not happen.
 A_MOMENT = 0.1
-#: Workers have them from the fork.
+#: The workers inherit these two queues, because they are forked.
 _told: BoundedQueue[str]
 _gate: BoundedQueue[None]
 
 
 def tell_and_wait(x: int) -> int:
-    """Say that it has begun, wait to be let through, and say that it has ended."""
+    """Report that the task has begun, wait for the gate, and report that it has ended."""
     _told.put(f"begun {x}")
     _gate.get()
     _told.put(f"ended {x}")
@@ -45,7 +46,7 @@ def told() -> str:
 
 
 def assert_not_done(future: Future[Any]) -> None:
-    """The only worker has not been made free for it."""
+    """Check that `future` still waits: the only worker has not been stopped to make room for it."""
     with pytest.raises(concurrent.futures.TimeoutError):
         future.result(A_MOMENT)
 
@@ -72,7 +73,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
 def test_two_threads_that_ask_for_the_executor_of_a_pool_get_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each got another one: to shut down the one did not keep the other from taking tasks."""
+    """With two executors, one would still take tasks after the other had been shut down."""
     with TaskPool(1, context="fork") as pool:
         others: list[Executor] = []
         thread = threading.Thread(target=lambda: others.append(pool.executor))
@@ -116,7 +117,7 @@ def test_a_task_that_begins_while_the_executor_is_shut_down_is_not_stopped(
 
 
 def test_ctrl_c_in_the_block_of_an_executor_stops_its_tasks(executor: Any) -> None:
-    """It waited for them to end by themselves."""
+    """Otherwise leaving the block would wait until the tasks end by themselves."""
     running = executor.submit(tell_and_wait, 1)
     waiting = executor.submit(tell_and_wait, 2)
 
@@ -144,7 +145,7 @@ def test_ctrl_c_while_an_executor_is_shut_down_stops_its_tasks(
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    # What each of the two waits in.
+    # `shutdown` of pool.executor waits in the first, that of the executor of mpkit.compat in the second.
     monkeypatch.setattr("mpkit.pool._executor.wait_for", interrupt)
     monkeypatch.setattr(TaskPool, "join", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -153,7 +154,7 @@ def test_ctrl_c_while_an_executor_is_shut_down_stops_its_tasks(
     assert waiting.cancelled()
 
 
-def test_no_further_task_begins_while_those_of_an_executor_are_cancelled(executor: Any) -> None:
+def test_no_task_begins_while_the_tasks_of_an_executor_are_cancelled(executor: Any) -> None:
     waiting = [executor.submit(tell_and_wait, number) for number in range(5000)]
     assert told() == "begun 0"
 
@@ -177,14 +178,14 @@ def test_a_map_checks_its_timeout(executor: Executor) -> None:
 
 @pytest.mark.parametrize("timeout", [0.01, 0, -1])
 @pytest.mark.parametrize("chunksize", [1, 2])
-def test_a_map_whose_time_is_over_lets_a_running_task_finish(
+def test_a_map_that_times_out_lets_a_running_task_finish(
     executor: Executor, timeout: float, chunksize: int
 ) -> None:
     results = executor.map(tell_and_wait, range(20), timeout=timeout, chunksize=chunksize)
     assert told() == "begun 0"
     with pytest.raises(concurrent.futures.TimeoutError):
         next(results)
-    # All others have been cancelled: after them comes this one.
+    # All others have been cancelled, so this one is next. It has to wait for the running chunk.
     last = executor.submit(tasks.square, 3)
     assert_not_done(last)
     for _ in range(chunksize):
@@ -227,7 +228,7 @@ def test_a_map_checks_its_options(
         executor.map(tasks.square, [1], **options)
 
 
-def test_a_map_reads_as_many_chunks_as_it_may_hold(executor: Any) -> None:
+def test_a_map_reads_ahead_by_buffersize_chunks(executor: Any) -> None:
     read = itertools.count()
     results = executor.map(tasks.square, read, buffersize=2, chunksize=3)
     assert next(read) == 6
@@ -237,7 +238,7 @@ def test_a_map_reads_as_many_chunks_as_it_may_hold(executor: Any) -> None:
 
 
 @pytest.mark.parametrize("chunksize", [1, 2])
-def test_a_map_is_seen_by_the_name_of_its_function(chunksize: int) -> None:
+def test_workers_show_the_name_of_the_mapped_function(chunksize: int) -> None:
     global _told, _gate
     with BoundedQueue[str]() as _told, BoundedQueue[None]() as _gate, TaskPool(1, context="fork") as pool:
         results = pool.executor.map(tell_and_wait, [5], chunksize=chunksize)

@@ -1,4 +1,7 @@
-"""A killed process leaves a file in the temporary directory; the next one that puts one there removes it."""
+"""Without /dev/shm, a killed process leaves a file in the temporary directory; a later process removes it.
+
+The later process does so when it creates a file there itself, and only if nobody uses the old one any more.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ import pytest
 from tests.helpers.processes import ROOT, python
 from tests.helpers.waiting import wait_until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a SIGKILL, and locks of open files")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs SIGKILL, and locks of open files")
 
-# What mpkit does where there is no /dev/shm.
+# Makes mpkit behave as on a system without /dev/shm.
 WITHOUT_SHM = """
 import sys
 from mpkit import BoundedQueue
@@ -42,7 +45,7 @@ sys.stdin.read()
 
 @contextmanager
 def program(code: str, folder: Path, *arguments: str) -> Generator[tuple[Popen[str], str]]:
-    """A process that runs `code` until its standard input ends, and the first line that it has printed."""
+    """Give the block a process that runs `code` until its standard input ends, and its first output line."""
     with python("-c", WITHOUT_SHM + code, *arguments, env={"TMPDIR": str(folder)}, stdin=-1) as process:
         assert process.stdout is not None
         yield process, process.stdout.readline().strip()
@@ -51,11 +54,11 @@ def program(code: str, folder: Path, *arguments: str) -> Generator[tuple[Popen[s
 def kill(process: Popen[str]) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
-    # Its resource tracker removes the semaphores; it must not be ended in the middle of that.
+    # The process's resource tracker removes its semaphores. It must not be killed before it has done so.
     wait_until(lambda: not glob.glob(f"/dev/shm/*mpkit-?-{process.pid}-*"), "its semaphores are gone")
 
 
-def test_the_next_process_removes_what_a_killed_one_left_and_nobody_uses(tmp_path: Path) -> None:
+def test_the_next_process_removes_the_unused_file_of_a_killed_one(tmp_path: Path) -> None:
     with ExitStack() as stack:
         creator, left = stack.enter_context(program(CREATE, tmp_path))
         assert os.path.dirname(left) == str(tmp_path)
@@ -75,13 +78,13 @@ def test_the_next_process_removes_what_a_killed_one_left_and_nobody_uses(tmp_pat
         assert not os.path.exists(own)
 
 
-def test_a_container_that_shares_the_directory_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_of_a_process_in_another_pid_namespace_is_left_alone(tmp_path: Path) -> None:
     unshare = shutil.which("unshare")
     if unshare is None or os.geteuid() != 0:
-        pytest.skip("needs root, to make a name space of pids")
+        pytest.skip("needs root, to make a PID namespace")
     options = [unshare, "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*options, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("name spaces of pids are not permitted here")
+        pytest.skip("PID namespaces are not permitted here")
     container = subprocess.Popen(
         [*options, sys.executable, "-c", WITHOUT_SHM + CREATE],
         stdin=subprocess.PIPE,
@@ -95,7 +98,7 @@ def test_a_container_that_shares_the_directory_is_left_alone(tmp_path: Path) -> 
         used = container.stdout.readline().strip()
         os.utime(used, (0, 0))
         with program(CREATE, tmp_path) as (here, _):
-            assert os.path.exists(used), "its creator lives, under a pid that means nothing here"
+            assert os.path.exists(used), "its creator is alive, in another PID namespace"
             here.communicate()
         container.communicate()
     assert not os.path.exists(used)

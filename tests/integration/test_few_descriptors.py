@@ -1,6 +1,6 @@
-"""Each operation with none, one, two, ... descriptors to spare: it works, or it says so and leaves nothing.
+"""Operations with no, one, two, ... free file descriptors: each works, or raises an error and leaks nothing.
 
-Afterwards everything works as ever.
+Once there are enough descriptors again, everything works as before.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def use_queue() -> None:
     with BoundedQueue[object]() as queue:
         queue.put(1)
         with suppress(OSError):
-            # What cannot be put is not in it.
+            # If this put fails, the item must not be in the queue.
             queue.put(np.zeros(300_000))
         assert queue.put_many([2, 3]) == 2
         assert queue.get(timeout=PATIENCE) == 1
@@ -61,7 +61,7 @@ def use_process(method: str) -> None:
     process = WorkerProcess(target=bytes, args=(30_000,), start_method=method)
     process.start()
     try:
-        # What the child lacks it tells by its exit code.
+        # If the child has too few descriptors, it ends with an exit code that says so.
         with suppress(WorkerCrashed):
             assert len(process.result(PATIENCE)) == 30_000
     finally:
@@ -76,7 +76,7 @@ def use_pool(method: str) -> None:
             lambda: pool.submit(np.zeros, 30_000).result(PATIENCE),
             lambda: pool.submit(len, np.zeros(30_000)).result(PATIENCE),
         ):
-            # A big argument, or a big result: it fails alone.
+            # A task with a big argument or result may fail, but no other task with it.
             with suppress(OSError):
                 assert act() is not None
         assert pool.submit(tasks.square, 4).result(PATIENCE) == 16
@@ -102,10 +102,12 @@ OPERATIONS: dict[str, Callable[[], None]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_with_so_many_descriptors_to_spare(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_few_descriptors_an_operation_works_or_raises_and_leaks_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_start_ups, "_LONGEST_PAUSE", 0.01)
     operation = OPERATIONS[name]
-    # What is made once, and stays: the servants of the program, modules.
+    # The first run opens what stays open until the end: helper processes, modules.
     operation()
     gc.collect()
     before = open_descriptors()
@@ -120,8 +122,8 @@ def test_with_so_many_descriptors_to_spare(name: str, monkeypatch: pytest.Monkey
             refused += 1
         else:
             went_well += 1
-        # Threads that are just ending may still have some, and so may cycles: before Python 3.13 each mapping
-        # has one.
+        # Threads that are just ending may still have descriptors open. So may mappings in reference cycles:
+        # before Python 3.13, each mapping has a descriptor.
         if open_descriptors() > before:
             gc.collect()
         given_back = f"descriptors are given back ({spare} to spare)"
@@ -132,11 +134,16 @@ def test_with_so_many_descriptors_to_spare(name: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("refused", [("pipe", 2), ("dup", 1)])
-def test_a_launch_that_is_refused_one_half_way_leaves_nothing(
+def test_a_start_that_runs_out_of_descriptors_half_way_leaks_nothing(
     refused: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another thread has taken it since the look: two stayed open, and a fork waited for its orders."""
-    # One that multiprocessing has started by itself, in another test, would end.
+    """mpkit checks in advance that there are enough descriptors, but another thread may take one after that.
+
+    The ones that are open already must be closed, and a process that the fork server has forked must not go
+    on waiting for its orders.
+    """
+    # Stop the present fork server: one that multiprocessing itself has started, in another test, would not
+    # survive what follows.
     vars(forkserver)["_forkserver"]._stop()
     use_process("forkserver")
     server = psutil.Process(vars(forkserver)["_forkserver"]._forkserver_pid)

@@ -1,4 +1,4 @@
-"""Looking at other processes: living ones, dying ones, and what of mpkit lives in them."""
+"""`mpkit.introspect` on other processes: living ones, ended ones, and the queues and pools that they have."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLEEPER = "import sys; print('ready', flush=True); sys.stdin.read()"
 
 @contextmanager
 def child(program: str = SLEEPER) -> Iterator[subprocess.Popen[str]]:
-    """An interpreter that runs `program`, which has printed a line, until its standard input is closed."""
+    """Give the block a process that runs `program` and has printed "ready". It is killed at the end."""
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -51,7 +51,7 @@ def test_a_child_is_seen_waiting_stopped_and_gone() -> None:
 def test_a_zombie_is_shown_as_one() -> None:
     with child() as process:
         process.kill()
-        # Seen dead, but not waited for: a zombie until the end of the block.
+        # Wait until it is dead, but do not reap it: it stays a zombie until the end of the block.
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         seen = introspect.snapshot(process.pid)
         assert seen.state is ProcessState.ZOMBIE
@@ -106,7 +106,7 @@ def test_a_tree_shows_grandchildren_under_their_parents() -> None:
         process.wait()
 
 
-def test_children_come_in_the_order_of_their_birth() -> None:
+def test_children_are_in_the_order_in_which_they_were_started() -> None:
     with child() as first, child() as second:
         pids = [branch.process.pid for branch in introspect.tree().children]
         assert pids.index(first.pid) < pids.index(second.pid)
@@ -131,13 +131,13 @@ def test_the_queues_of_another_process_are_read_from_outside() -> None:
         assert found.users == (process.pid,)
         statistics = found.statistics
         assert (statistics.size, statistics.puts, statistics.gets, statistics.maxsize) == (2, 3, 1, 5)
-        assert introspect.queues() == before  # looking has left nothing open
+        assert introspect.queues() == before  # reading them has left nothing open here
         assert process.stdin is not None
         process.stdin.close()
         process.wait()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only there a file can be opened after its name is gone")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can open a file whose name is gone")
 def test_a_queue_whose_name_is_gone_is_still_read() -> None:
     with child(USER) as process:
         (found,) = introspect.queues(process.pid)
@@ -177,7 +177,7 @@ def test_the_pools_of_this_process_are_seen_as_from_outside(start_method: str) -
 
 
 def test_two_pools_are_told_apart() -> None:
-    # Under fork a worker of the second pool has everything of the first one open too.
+    # With fork, a worker of the second pool also has everything open that belongs to the first one.
     method = "fork" if hasattr(os, "fork") else "spawn"
     with (
         TaskPool(1, context=method, name="indexing") as first,
@@ -195,16 +195,16 @@ def test_two_pools_are_told_apart() -> None:
         assert (one.label, two.label) == ("indexing", "\u00fc" * 127)
 
 
-def test_many_looks_leave_nothing_open() -> None:
+def test_reading_queues_and_pools_many_times_leaves_nothing_open() -> None:
     with child(USER) as process:
         introspect.queues(process.pid)
-        gc.collect()  # what earlier tests have left must not be closed in between
+        gc.collect()  # garbage of earlier tests must not be closed between the two measurements
         before = introspect.snapshot().num_fds
         for _ in range(20):
             introspect.queues(process.pid)
             introspect.pools(process.pid)
         assert introspect.snapshot().num_fds == before
-        # Nor does it take long: it is what `top` does again and again.
+        # `top` does this again and again, so it must not take long.
         started = time.perf_counter()
         introspect.queues(process.pid)
         assert time.perf_counter() - started < PATIENCE

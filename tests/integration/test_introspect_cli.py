@@ -1,4 +1,4 @@
-"""`python -m mpkit ps`, `top`, `stacks` and `doctor`, as a person runs them, on a program that is at work."""
+"""`python -m mpkit ps`, `top`, `stacks` and `doctor`, as a user runs them, on a program that is running."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mpkit.pool._outside import WorkerRow
 from tests.helpers.processes import python, run_python
 from tests.helpers.waiting import PATIENCE, wait_until
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="what others have open shows in /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc to see what processes have open")
 
 PROGRAM = """
 import sys, time
@@ -51,7 +51,10 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
-    """A program with a queue and a pool whose two workers never stop. To look at it does it no harm."""
+    """A program with a queue and a pool whose two workers run all the time.
+
+    At its end the fixture checks that being examined did it no harm.
+    """
     path = tmp_path_factory.mktemp("watched") / "program.py"
     path.write_text(PROGRAM)
     with python(path, stdin=subprocess.PIPE) as process:
@@ -64,7 +67,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pop
 
 @pytest.fixture(scope="module")
 def workers(program: subprocess.Popen[str]) -> list[int]:
-    """Their pids."""
+    """The pids of the program's workers."""
     pids = [worker.pid for pool in introspect.pools(program.pid) for worker in pool.workers]
     assert len(pids) == 2
     return pids
@@ -89,7 +92,7 @@ def test_stacks_shows_where_the_workers_are(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # On a machine so busy that a worker cannot answer in two seconds.
+    # On a busy machine, a worker may not be able to answer in the usual two seconds.
     monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", PATIENCE / 2)
     assert main(["stacks", str(program.pid)]) == 0
     of_all = capsys.readouterr().out
@@ -128,7 +131,7 @@ def test_workers_are_found_below_a_process_that_may_not_be_examined(
 
 @contextmanager
 def stopping() -> Iterator[Callable[[int], None]]:
-    """What stops a process until the block is left."""
+    """Give the block a function that stops a process (SIGSTOP). At the end of the block they all go on."""
     stopped: list[int] = []
 
     def stop(pid: int) -> None:
@@ -143,7 +146,7 @@ def stopping() -> Iterator[Callable[[int], None]]:
 
 
 @linux
-def test_a_stopped_worker_does_not_answer(
+def test_a_stopped_worker_is_reported_as_not_answering(
     workers: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", 0.1)
@@ -160,7 +163,7 @@ def test_workers_that_do_not_answer_are_waited_for_together(
     waits: list[float] = []
 
     def wait(descriptors: Iterable[int], timeout: float) -> list[int]:
-        """Notes how long it may take: a busy machine takes longer for it."""
+        """Record the timeout, not the time that it takes: a busy machine needs longer."""
         waits.append(timeout)
         return readiness.wait_any_readable(descriptors, timeout)
 
@@ -171,7 +174,8 @@ def test_workers_that_do_not_answer_are_waited_for_together(
     with stopping() as stop:
         stop(pids[0])
         first, second, seconds = "", "", 0.25
-        # The second one has to get a core for its answer. The first one is waited for just as long.
+        # How soon the second worker gets a core to answer is not known, so try longer and longer timeouts.
+        # The first, stopped worker is waited for during the same time.
         while not second and seconds < PATIENCE:
             monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", seconds)
             first, second = map(str, _stacks.stacks_of(found))
@@ -195,14 +199,14 @@ def test_top_shows_as_many_pages_as_asked_for(capsys: pytest.CaptureFixture[str]
 
 
 def on_a_terminal(*arguments: str, **env: str) -> tuple[int, str, str]:
-    """Exit code, screen and standard error of an interpreter whose standard output is a terminal."""
+    """Run Python with a terminal as standard output; return exit code, what the terminal got, and stderr."""
     ours, theirs = os.openpty()
     try:
         with python(*arguments, stdout=theirs, env={"TERM": "xterm", "COLUMNS": "120", **env}) as process:
             os.close(theirs)
             theirs = -1
             screen = b""
-            # Linux reports the end with an error.
+            # On Linux, reading fails once nobody has the other end of the terminal open.
             with contextlib.suppress(OSError):
                 while data := os.read(ours, 1 << 16):
                     screen += data
@@ -214,13 +218,13 @@ def on_a_terminal(*arguments: str, **env: str) -> tuple[int, str, str]:
             os.close(theirs)
 
 
-def before(folder: Path) -> str:
-    """A search path that begins with `folder`, and goes on as it does for the tests themselves."""
+def path_with(folder: Path) -> str:
+    """Return a PYTHONPATH that begins with `folder`, followed by the present one."""
     return os.pathsep.join((str(folder), *filter(None, [os.environ.get("PYTHONPATH")])))
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
-def test_top_on_a_terminal_shows_a_screen_of_its_own() -> None:
+def test_top_on_a_terminal_uses_the_alternate_screen() -> None:
     pytest.importorskip("rich")
     code, screen, err = on_a_terminal("-m", "mpkit", "top", str(os.getpid()), "--count", "1")
     assert (code, err) == (0, "")
@@ -232,19 +236,19 @@ def test_top_on_a_terminal_shows_a_screen_of_its_own() -> None:
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
 def test_top_without_rich_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "rich.py").write_text("raise ImportError")
-    code, screen, err = on_a_terminal("-m", "mpkit", "top", "--count", "1", PYTHONPATH=before(tmp_path))
+    code, screen, err = on_a_terminal("-m", "mpkit", "top", "--count", "1", PYTHONPATH=path_with(tmp_path))
     assert (code, screen) == (1, "")
     assert 'pip install "mpkit[top]"' in err
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
 @pytest.mark.parametrize("term", ["dumb", "unknown"])
-def test_top_prints_pages_where_no_screen_can_be_written_over(term: str, tmp_path: Path) -> None:
-    # Nor does it need rich for that.
+def test_top_prints_pages_on_a_dumb_terminal(term: str, tmp_path: Path) -> None:
+    # Plain pages do not need rich.
     (tmp_path / "rich.py").write_text("raise ImportError")
     arguments = ("-m", "mpkit", "top", str(os.getpid()), "--count", "2", "--interval", "0.01")
-    # Wide enough for the last column's head, whatever the numbers before it: a busy process has a digit more.
-    code, screen, err = on_a_terminal(*arguments, TERM=term, COLUMNS="100", PYTHONPATH=before(tmp_path))
+    # Wide enough to show the head of the last column, even if a number before it has one digit more.
+    code, screen, err = on_a_terminal(*arguments, TERM=term, COLUMNS="100", PYTHONPATH=path_with(tmp_path))
     assert (code, err) == (0, "")
     assert len(re.findall(r"^\d\d:\d\d:\d\d\r$", screen, re.MULTILINE)) == 2
     assert screen.count("COMMAND") == 2
@@ -253,11 +257,11 @@ def test_top_prints_pages_where_no_screen_can_be_written_over(term: str, tmp_pat
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
-def test_top_prints_pages_where_rich_was_told_not_to_draw() -> None:
+def test_top_prints_pages_if_rich_is_told_not_to_be_interactive() -> None:
     console = pytest.importorskip("rich.console")
     told = {"TTY_INTERACTIVE": "0"}
     if console.Console(force_terminal=True, _environ=told).is_interactive:
-        pytest.skip("this version of rich does not ask")
+        pytest.skip("this version of rich does not read TTY_INTERACTIVE")
     arguments = ("-m", "mpkit", "top", str(os.getpid()), "--count", "1")
     code, screen, err = on_a_terminal(*arguments, **told)
     assert (code, err) == (0, "")
@@ -266,7 +270,7 @@ def test_top_prints_pages_where_rich_was_told_not_to_draw() -> None:
 
 
 @linux
-def test_what_others_call_themselves_does_nothing_to_output_or_terminal(
+def test_hostile_command_lines_are_printed_with_escapes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     hostile = os.fsdecode(b"caf\xe9 \x1b[2J\x07")
@@ -283,13 +287,13 @@ def test_what_others_call_themselves_does_nothing_to_output_or_terminal(
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="there are no such terminals")
-def test_ps_on_a_terminal_keeps_to_its_width() -> None:
+def test_ps_is_no_wider_than_the_terminal() -> None:
     code, screen, err = on_a_terminal("-m", "mpkit", "ps", str(os.getpid()), COLUMNS="80")
     assert (code, err) == (0, "")
     assert max(len(line.rstrip("\r")) for line in screen.split("\n")) <= 80
 
 
-def test_top_ends_with_its_program_and_at_ctrl_c() -> None:
+def test_top_ends_when_the_program_ends_and_on_ctrl_c() -> None:
     with python("-c", "input()", stdin=subprocess.PIPE) as watched:
         with python("-m", "mpkit", "top", str(watched.pid), "--plain", "--interval", "0.05") as top:
             assert top.stdout is not None
@@ -306,12 +310,12 @@ def test_top_ends_with_its_program_and_at_ctrl_c() -> None:
 
 
 @pytest.mark.parametrize("command", ["ps", "top", "stacks"])
-def test_a_process_that_is_not_there_is_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_process_is_reported_in_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, str(2**22 + 1)]) == 1
     assert capsys.readouterr() == ("", f"mpkit {command}: process {2**22 + 1} does not exist (any more)\n")
 
 
-def test_a_reader_that_goes_away_is_no_traceback() -> None:
+def test_top_ends_without_a_traceback_if_its_output_is_closed() -> None:
     with python("-m", "mpkit", "top", str(os.getpid()), "--plain", "--interval", "0.01") as top:
         assert top.stdout is not None
         assert top.stderr is not None
@@ -321,14 +325,14 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         assert top.stderr.read() == ""
 
 
-#: Buffered, output fails when it is flushed, unbuffered, as containers often have it, where it is written.
+#: Buffered output fails when it is flushed; unbuffered output (common in containers) when it is written.
 BUFFERING = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @BUFFERING
 @pytest.mark.parametrize("arguments", [["ps"], ["--help"], ["--version"], ["ps", "--help"]])
-def test_output_that_nothing_has_room_for_is_one_line(arguments: list[str], unbuffered: str) -> None:
+def test_a_full_disk_is_reported_in_one_line(arguments: list[str], unbuffered: str) -> None:
     with (
         open("/dev/full", "w") as full,
         python("-m", "mpkit", *arguments, stdout=full, env={"PYTHONUNBUFFERED": unbuffered}) as process,
@@ -339,7 +343,7 @@ def test_output_that_nothing_has_room_for_is_one_line(arguments: list[str], unbu
     assert err == f"{name}: cannot write to standard output: No space left on device\n"
 
 
-#: Each command, and what becomes of it. That of the last one is the exit code.
+#: Closes standard output, restarts itself, runs each command and prints to stderr what `main` returns for it.
 WITHOUT_OUTPUT = """
 import os, sys
 from mpkit.cli.main import main
@@ -353,9 +357,9 @@ sys.exit(main(["--version"]))
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX closes by number")
-def test_without_an_output_nothing_is_done_but_to_say_so(tmp_path: Path) -> None:
-    """Not even help is given elsewhere."""
+@pytest.mark.skipif(sys.platform == "win32", reason="closes a descriptor by number, as on POSIX")
+def test_with_closed_standard_output_each_command_only_reports_that(tmp_path: Path) -> None:
+    """Even ``--help`` prints nothing anywhere else, and ``demo`` creates no file."""
     commands = ["ps", "top --count 1", "doctor", "stacks 1", "demo", "--help"]
     with python("-c", WITHOUT_OUTPUT, *commands, cwd=tmp_path) as process:
         out, err = process.communicate(timeout=PATIENCE)
@@ -366,9 +370,9 @@ def test_without_an_output_nothing_is_done_but_to_say_so(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pipes end otherwise there")
+@pytest.mark.skipif(sys.platform == "win32", reason="broken pipes behave differently there")
 @BUFFERING
-def test_help_that_nobody_reads_is_no_traceback(unbuffered: str) -> None:
+def test_help_into_a_closed_pipe_ends_without_a_traceback(unbuffered: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -383,7 +387,7 @@ def test_doctor_finds_this_machine_fit() -> None:
     ended = run_python("-m", "mpkit", "doctor", check=False)
     lines = ended.stdout.splitlines()
     problems = [line for line in lines if line.startswith("PROBLEM")]
-    # What other programs on this machine left behind is not for this test to judge.
+    # Other programs on this machine may have left something behind. That is not this test's concern.
     assert all("left behind" in line for line in problems), ended.stdout
     assert ended.returncode == bool(problems)
     assert ended.stderr == ""
@@ -392,9 +396,9 @@ def test_doctor_finds_this_machine_fit() -> None:
 
 
 @linux
-def test_a_file_that_somebody_has_open_is_not_left_behind(tmp_path: Path) -> None:
+def test_a_file_that_a_process_has_open_is_not_reported_as_left_behind(tmp_path: Path) -> None:
     me = identity.current()
-    # Its creator is dead: the time says so.
+    # The name says that its creator is dead: the start time does not match that of any process with this pid.
     path = Path(f"/dev/shm/mpkit-test-{me.pid}-{me.started + 1}-0123456789abcdef")
     program = (
         "import mmap, sys; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0);"

@@ -1,4 +1,4 @@
-"""What has gone wrong with the lock once, and must not again."""
+"""Faults of the lock that were found once. Each test checks that one of them does not come back."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def forked(work: Callable[[], object]) -> int:
 
 @contextlib.contextmanager
 def held_by_another(lock: Lock) -> Iterator[int]:
-    """The pid of a process that has the lock, and is killed at the end."""
+    """Give the block the pid of another process that holds the lock. It is killed at the end."""
     reader, writer = os.pipe()
 
     def hold() -> None:
@@ -68,8 +68,11 @@ def held_by_another(lock: Lock) -> Iterator[int]:
         os.close(writer)
 
 
-def test_releases_by_another_process_cost_no_rows(lock: Lock, shared: LockFile) -> None:
-    """The row that the lock was held in is used again, though two threads take turns."""
+def test_releases_by_another_process_use_up_no_rows(lock: Lock, shared: LockFile) -> None:
+    """The row in which the lock was held is reused, even if two threads take turns.
+
+    Otherwise each such release would cost a row, until the file had none left.
+    """
 
     def release_for_ever() -> None:
         while True:
@@ -89,16 +92,16 @@ def test_releases_by_another_process_cost_no_rows(lock: Lock, shared: LockFile) 
     assert shared.words[ROWS_USED] <= 6
 
 
-def test_rows_that_another_thread_has_just_taken_back_are_used(
+def test_a_row_that_another_thread_has_just_taken_back_is_reused(
     lock: Lock, shared: LockFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever had to wait for that thread took a new one: they became more and more."""
+    """A thread that had to wait for that one must not take a new row, or the rows would become ever more."""
     lock.acquire()
     os.waitpid(forked(lock.release), 0)
     used = shared.words[ROWS_USED]
 
     class HadByAnother:
-        """The lock under which rows are taken back, free again when another thread has done so."""
+        """Acts as the lock under which rows are taken back: another thread gets it first and takes them."""
 
         @staticmethod
         def run(take_back: Callable[[], bool]) -> bool:
@@ -111,7 +114,7 @@ def test_rows_that_another_thread_has_just_taken_back_are_used(
     assert shared.words[ROWS_USED] == used
 
 
-def test_the_row_of_a_lock_that_is_held_is_in_nobody_elses_hand(lock: Lock, shared: LockFile) -> None:
+def test_a_row_becomes_spare_only_after_the_lock_is_released(lock: Lock, shared: LockFile) -> None:
     lock.acquire()
     [place] = shared._held
     assert not shared._take_back_released()
@@ -122,8 +125,8 @@ def test_the_row_of_a_lock_that_is_held_is_in_nobody_elses_hand(lock: Lock, shar
     assert shared._spare.count(place) == 1
 
 
-def test_an_interrupted_try_is_an_attempt(shared: LockFile) -> None:
-    """As a completion it would keep everybody from finding out that a permit is lost."""
+def test_an_interrupted_acquire_counts_as_an_attempt(shared: LockFile) -> None:
+    """If it counted as a completed hold, no process would find out that a permit is lost."""
     place = shared._spare.pop()
     before = shared.words[place + COMPLETED], shared.words[place + ATTEMPTS]
     shared.words[place] = TRYING
@@ -135,7 +138,7 @@ def test_an_interrupted_try_is_an_attempt(shared: LockFile) -> None:
 
 @pytest.mark.parametrize("kind", [IndexError, ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("name", ["permit_acquire", "permit_release"])
-def test_what_a_signal_handler_raises_arrives(
+def test_an_exception_of_a_signal_handler_reaches_the_caller(
     lock: Lock, shared: LockFile, name: str, kind: type[BaseException]
 ) -> None:
     real = getattr(shared, name)
@@ -154,7 +157,7 @@ def test_what_a_signal_handler_raises_arrives(
     lock.release()
 
 
-def test_no_descriptors_left_to_look_at_the_owner(
+def test_an_owner_that_cannot_be_examined_for_want_of_descriptors_counts_as_alive(
     lock: Lock, shared: LockFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with held_by_another(lock) as other:
@@ -172,7 +175,9 @@ def test_no_descriptors_left_to_look_at_the_owner(
     assert shared.words[RECOVERIES] == 1
 
 
-def test_closing_while_a_release_waits_for_the_file_lock(lock: Lock, shared: LockFile) -> None:
+def test_a_release_that_waits_for_the_file_lock_ends_when_the_lock_is_closed(
+    lock: Lock, shared: LockFile
+) -> None:
     with held_by_another(lock):
         exclusive = FileLock.try_acquire(shared.segment.fd)
         assert exclusive is not None
@@ -193,7 +198,7 @@ def test_closing_while_a_release_waits_for_the_file_lock(lock: Lock, shared: Loc
         exclusive.release()
 
 
-def test_of_many_waiting_threads_one_looks(
+def test_of_many_waiting_threads_one_looks_for_a_dead_owner(
     lock: Lock, shared: LockFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = itertools.count()
@@ -222,11 +227,11 @@ def test_of_many_waiting_threads_one_looks(
     for thread in threads:
         thread.join(PATIENCE)
         assert not thread.is_alive()
-    # 40 a second are due; were all to look by themselves, it would be 500.
+    # About 40 looks a second are expected; if each thread looked by itself, it would be 500.
     assert found <= 150 * lasted
 
 
-def test_a_row_that_is_just_used_again_is_left_to_its_lock(lock: Lock) -> None:
+def test_a_row_that_is_reused_during_a_look_is_not_taken_back(lock: Lock) -> None:
     assert lock.acquire()
     file = lock._opened()
     (place,) = file._held
@@ -234,7 +239,7 @@ def test_a_row_that_is_just_used_again_is_left_to_its_lock(lock: Lock) -> None:
     looked = threading.Event()
 
     class Words:
-        """Between the look of another thread and what it makes of it, the lock changes hands in that row."""
+        """Has the lock change hands, in the same row, just when the other thread has read the row."""
 
         def __getitem__(self, index: int) -> int:
             value = words[index]
@@ -261,8 +266,8 @@ def test_a_row_that_is_just_used_again_is_left_to_its_lock(lock: Lock) -> None:
     assert not lock.locked()
 
 
-def test_who_looks_rarely_finds_a_lost_permit_too(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time between two looks counts: each of these calls has but one."""
+def test_calls_that_do_not_wait_find_a_lost_permit_too(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these calls looks only once, so the time between two calls must count."""
     monkeypatch.setattr(lock_file, "STUCK_SECONDS", 0.0)
 
     def die_with_the_permit() -> None:
@@ -278,7 +283,8 @@ def test_who_looks_rarely_finds_a_lost_permit_too(lock: Lock, monkeypatch: pytes
         lock.acquire()
 
     os.waitpid(forked(die_with_the_permit), 0)
-    # One notices that nobody has it, the next one that this has not changed, and gives the permit back.
+    # The first call notices that no process has the permit. The second notices that this has not changed, and
+    # gives the permit back.
     assert [lock.acquire(False) for _ in range(3)] == [False, False, True]
     lock.release()
 
@@ -291,7 +297,7 @@ def test_a_lock_that_changes_hands_is_not_investigated(
     monkeypatch.setattr(LockRows, "restore", lambda *_args: investigations.append(1))
     permit = Semaphore.attach(shared.semaphores[0].name, 1)
     for _ in range(5):
-        # Somebody who has the permit and does not say so yet.
+        # As if a thread had taken the permit, but had not recorded it yet.
         assert permit.acquire(False)
         assert not lock.acquire(False)
         permit.release()
@@ -305,16 +311,16 @@ def test_a_lock_that_changes_hands_is_not_investigated(
     permit.release()
 
 
-def test_a_signal_handler_in_the_middle_of_the_first_use_does_not_wait_for_its_own_thread(
+def test_using_the_lock_in_a_signal_handler_during_its_first_use_is_refused(
     lock: Lock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It waited for the file lock that its thread had: without a timeout for ever."""
+    """The thread that it interrupts has the file lock, so waiting for that would never end."""
     real = Rows._free_row
     told: list[str] = []
 
     def free_row(rows: Rows) -> int:
         monkeypatch.undo()
-        # As a handler does that comes here.
+        # As a signal handler would do that runs at this point.
         for use in (lambda: lock.acquire(timeout=0.0), lock.close):
             with pytest.raises(RuntimeError, match="already inside an operation") as refused:
                 use()

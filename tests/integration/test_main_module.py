@@ -1,4 +1,4 @@
-"""What a child makes of the program that has started it: its main module, and its start method."""
+"""How children use the main module of the program that has started them, and its start method."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from tests.helpers.processes import python, run_python
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is spawn alone")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has only spawn")
 
-# No `if __name__ == "__main__"` on purpose.
+# It has no `if __name__ == "__main__"`, on purpose.
 UNGUARDED = """
 import multiprocessing
 from mpkit import TaskPool, WorkerProcess
@@ -26,10 +26,10 @@ PROCESS = {"start": "WorkerProcess.call(abs, -1)", "result": "started.result()"}
 POOL = {"start": "TaskPool(1)", "result": "started.apply(abs, [-1])"}
 
 
-# By default it is forkserver.
+# The default is forkserver.
 @pytest.mark.parametrize("method", ["default", "spawn"])
 @pytest.mark.parametrize("what", [PROCESS, POOL], ids=["process", "pool"])
-def test_a_program_that_would_start_itself_again_is_told_so(
+def test_a_program_without_a_main_guard_is_told_to_add_one(
     method: str, what: dict[str, str], tmp_path: Path
 ) -> None:
     program = tmp_path / "program.py"
@@ -37,7 +37,7 @@ def test_a_program_that_would_start_itself_again_is_told_so(
     with python(program) as process:
         printed, errors = process.communicate()
     assert process.returncode == 1
-    assert "result:" not in printed, "it has been run twice"
+    assert "result:" not in printed, "the program went on, after it had been run again in the child"
     assert "if __name__ ==" in errors
 
 
@@ -65,7 +65,7 @@ POOL_OF_MAIN = {"start": "TaskPool(1)", "result": "started.apply(work)"}
 def test_a_program_from_standard_input_is_told_that_it_cannot_be_imported(
     method: str, what: dict[str, str], tmp_path: Path
 ) -> None:
-    # It has the guard: to be told that alone would not help.
+    # The program has the guard, so advice to add one would not help.
     program = tmp_path / "program.py"
     program.write_text(GUARDED.format(method=method, **what))
     with program.open() as source, python("-", stdin=source) as process:
@@ -74,10 +74,10 @@ def test_a_program_from_standard_input_is_told_that_it_cannot_be_imported(
 
 
 @pytest.mark.parametrize("what", [PROCESS_OF_MAIN, POOL_OF_MAIN], ids=["process", "pool"])
-def test_a_main_file_of_a_package_is_told_that_it_is_not_imported_again(
+def test_a_main_py_is_told_that_its_functions_cannot_be_imported_in_workers(
     what: dict[str, str], tmp_path: Path
 ) -> None:
-    # A directory is run as `python -m package` and a zip file are.
+    # A directory is run in the same way as `python -m package` and a zip file.
     program = tmp_path / "__main__.py"
     program.write_text(GUARDED.format(method="spawn", **what))
     printed = run_python(tmp_path).stdout
@@ -107,7 +107,7 @@ if __name__ == "__main__":
 """
 
 
-def test_threads_that_start_processes_settle_nothing(tmp_path: Path) -> None:
+def test_starting_processes_in_threads_does_not_fix_the_start_method(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(THREADS)
     default = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
@@ -138,16 +138,18 @@ if __name__ == "__main__":
 """
 
 
-#: CPython's issue 113964: in these, a thread that goes on after the main module can start no other one.
+#: CPython issue 113964: in these versions, a thread that outlives the main module can start no other thread.
 starts_threads_late = pytest.mark.skipif(
-    (3, 12) <= sys.version_info < (3, 12, 3), reason="Python 3.12.0 to 3.12.2 start no thread then"
+    (3, 12) <= sys.version_info < (3, 12, 3), reason="Python 3.12.0 to 3.12.2 start no threads then"
 )
 
 
 @starts_threads_late
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_threads_go_on_after_the_end_of_the_main_module(method: str, tmp_path: Path) -> None:
-    """Workers that were started then found no function of the main module."""
+def test_pools_and_processes_work_in_threads_after_the_end_of_the_main_module(
+    method: str, tmp_path: Path
+) -> None:
+    """Workers that are started then must still find the functions of the main module."""
     program = tmp_path / "program.py"
     program.write_text(AFTER_THE_END)
     with python(program, method) as process:
@@ -168,8 +170,10 @@ last = Last()
 """
 
 
-def test_objects_of_the_main_module_are_cleared_away_before_other_modules(tmp_path: Path) -> None:
-    """The module was kept, and with it its objects, until the modules that they need had been wiped."""
+def test_objects_of_the_main_module_are_deleted_before_other_modules(tmp_path: Path) -> None:
+    """If mpkit kept a reference to the main module, its objects would live until the modules that they use
+    have been wiped, and their ``__del__`` would fail.
+    """
     program = tmp_path / "program.py"
     program.write_text(LAST_OBJECT)
     with python(program) as process:
@@ -195,10 +199,13 @@ with TaskPool(1, context=os.environ["METHOD"]) as pool:
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_module_that_uses_a_pool_when_it_is_imported_makes_no_pools_without_end(
+def test_a_module_that_uses_a_pool_at_import_does_not_make_pools_without_end(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each worker imported it for its first task, made a pool, whose worker imported it ..."""
+    """Each worker imports the module for its first task, makes a pool in it, whose worker imports it ...
+
+    mpkit must refuse it at some point, instead of starting processes for ever.
+    """
     (tmp_path / "table.py").write_text(POOL_AT_THE_TOP)
     (tmp_path / "program.py").write_text("if __name__ == '__main__':\n    import table\n")
     monkeypatch.setenv("METHOD", method)
@@ -207,12 +214,13 @@ def test_a_module_that_uses_a_pool_when_it_is_imported_makes_no_pools_without_en
     assert process.returncode == 1
     assert "module 'table' makes a pool when it is imported" in errors
     assert "without end" in errors
-    # By the program, by its worker for each of the two tasks, and by the worker of that for its two.
+    # It is imported by the program, by its worker for each of the two tasks, and by the worker of that one's
+    # pool for its two tasks.
     assert len((tmp_path / "imports").read_text()) <= 7
 
 
 def test_a_module_may_have_a_pool_that_its_workers_do_not_use(tmp_path: Path) -> None:
-    """They import it for their tasks, and make one as well."""
+    """The workers import the module for their tasks, and make a pool as well. That one gets no tasks."""
     (tmp_path / "jobs.py").write_text(
         "from mpkit import TaskPool\npool = TaskPool(1)\ndef work(number):\n    return number + 1\n"
     )
@@ -225,7 +233,7 @@ def test_a_module_may_have_a_pool_that_its_workers_do_not_use(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("way", [pytest.param("standard input", marks=starts_threads_late), "taken away"])
-def test_a_main_module_that_is_not_to_be_imported_again_is_not(tmp_path: Path, way: str) -> None:
+def test_a_main_module_without_a_file_is_not_run_again_in_workers(tmp_path: Path, way: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         "import sys, threading\n"

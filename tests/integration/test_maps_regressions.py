@@ -1,4 +1,4 @@
-"""Faults of the maps that were found once."""
+"""Faults of the maps that were found once. Each test checks that one of them does not come back."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ from tests.helpers.waiting import PATIENCE, wait_until
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[TaskPool]:
-    # The tasks are imported then: one that is cancelled in the middle of an import takes its worker along.
+    # The initializer makes each worker import the tasks now: cancelling a task in the middle of an import
+    # ends its worker.
     with TaskPool(2, initializer=tasks.nothing) as pool:
         yield pool
 
 
 class _Gone:
-    """A terminal that is gone."""
+    """The stream of a terminal that has been closed."""
 
     def write(self, _text: str) -> int:
         raise BrokenPipeError(32, "nobody reads it")
@@ -48,7 +49,7 @@ class _Gone:
         raise BrokenPipeError(32, "nobody reads it")
 
 
-def test_a_progress_bar_without_a_terminal_keeps_nobody_waiting(
+def test_a_progress_bar_whose_terminal_is_gone_does_not_stop_the_map(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", _Gone())
@@ -66,13 +67,13 @@ class _WithoutLength:
 
 
 @pytest.mark.parametrize("progress", [False, True])
-def test_an_input_of_imap_need_not_tell_its_length(pool: TaskPool, progress: bool) -> None:
+def test_the_input_of_imap_may_have_a_len_that_raises(pool: TaskPool, progress: bool) -> None:
     assert list(pool.imap(tasks.square, _WithoutLength(), progress=progress)) == [0, 1, 4, 9, 16]
 
 
-def test_big_results_are_unpickled_while_others_are_being_worked_on(pool: TaskPool, tmp_path: Path) -> None:
+def test_big_results_are_unpickled_while_other_items_still_run(pool: TaskPool, tmp_path: Path) -> None:
     path = str(tmp_path / "unpickled")
-    # A file that nobody touches would keep the second item for ever.
+    # If no process touched the file, the second item would wait for ever; the test fails instead.
     late = threading.Timer(PATIENCE, lambda: Path(path).write_text("late"))
     late.start()
     try:
@@ -83,7 +84,7 @@ def test_big_results_are_unpickled_while_others_are_being_worked_on(pool: TaskPo
         late.cancel()
 
 
-def test_threads_that_ask_for_the_result_together_get_the_same(pool: TaskPool) -> None:
+def test_threads_that_call_result_at_the_same_time_get_the_same_object(pool: TaskPool) -> None:
     handle = pool.map_async(tasks.square, range(10), chunksize=3)
     handle.wait(PATIENCE)
     real = _maps._decode
@@ -91,7 +92,7 @@ def test_threads_that_ask_for_the_result_together_get_the_same(pool: TaskPool) -
     go_on = threading.Event()
 
     def trace(frame: FrameType, _event: str, _arg: object) -> Any:
-        # Wherever it is by now, it has the pieces, or is about to look at them.
+        # At this point the thread has the pieces of the result, or is about to look at them.
         if frame.f_code is real.__code__:
             inside.set()
             assert go_on.wait(PATIENCE)
@@ -114,7 +115,7 @@ def test_threads_that_ask_for_the_result_together_get_the_same(pool: TaskPool) -
     assert handle.result() is first
 
 
-def test_at_no_step_of_asking_does_another_thread_that_asks_hurt(pool: TaskPool) -> None:
+def test_result_is_right_if_another_thread_calls_it_at_any_step(pool: TaskPool) -> None:
     for step in range(50):
         handle = pool.map_async(tasks.square, range(4), chunksize=2)
         handle.wait(PATIENCE)
@@ -127,7 +128,7 @@ def test_at_no_step_of_asking_does_another_thread_that_asks_hurt(pool: TaskPool)
 
 
 def ask_with_another_at(step: int, handle: TaskHandle[list[int]]) -> list[list[int]]:
-    """Ask for the result; at that line of it, another thread asks as well and gets its answer."""
+    """Call `result`; at line number `step` of it, another thread calls it as well, and gets its answer."""
     found: list[list[int]] = []
     left = step
 
@@ -152,7 +153,7 @@ def ask_with_another_at(step: int, handle: TaskHandle[list[int]]) -> list[list[i
 
 
 def outcomes_of(results: Iterator[Any]) -> list[Any]:
-    """Results, and the classes of the errors among them."""
+    """Return the results, with the class of the error for each item that failed."""
     found: list[Any] = []
     while True:
         try:
@@ -175,7 +176,7 @@ def test_an_iterator_that_is_dropped_cancels_what_it_has_not_delivered(
     before = pool.statistics()
     items = map(str, [gate, *[never] * 30])
     results = (pool.imap if ordered else pool.imap_unordered)(tasks.wait_for_file, items)
-    # Reading stops where a result is there already.
+    # Have the whole input read: by itself, an iterator may stop reading when a result is there.
     results.read_all()
     gate.touch()
     assert next(results) == str(gate)
@@ -184,7 +185,9 @@ def test_an_iterator_that_is_dropped_cancels_what_it_has_not_delivered(
     assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
 
 
-def test_a_dropped_iterator_takes_its_bar_along(pool: TaskPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_bar_of_a_dropped_iterator_is_closed(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed = threading.Event()
     monkeypatch.setattr(_progress.Progress, "close", lambda _self: closed.set())
     monkeypatch.setattr(sys, "stderr", io.StringIO())
@@ -194,8 +197,8 @@ def test_a_dropped_iterator_takes_its_bar_along(pool: TaskPool, monkeypatch: pyt
     assert closed.wait(PATIENCE)
 
 
-def test_the_bar_of_an_iterator_that_is_held_ends_with_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else it is shown for the last time when the interpreter is half gone, which crashes CPython 3.13.0."""
+def test_the_progress_bar_of_a_kept_iterator_is_closed_with_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it is drawn again while the interpreter shuts down, which crashes CPython 3.13.0."""
     shown = io.StringIO()
     monkeypatch.setattr(sys, "stderr", shown)
     with TaskPool(1) as pool:
@@ -205,19 +208,19 @@ def test_the_bar_of_an_iterator_that_is_held_ends_with_its_pool(monkeypatch: pyt
     assert not results._lazy._progress.is_shown
     with pytest.raises(TaskCancelled):
         next(results)
-    # What was cancelled has not been done.
+    # Cancelled items do not count as done.
     assert shown.getvalue().rstrip().rpartition("| ")[2].startswith("1/3 ")
     assert shown.getvalue().endswith("\n")
 
 
 class Interrupted(BaseException):
-    """What the handler of a signal raises."""
+    """What a signal handler raises."""
 
 
-def test_a_handler_that_raises_while_a_bar_is_drawn_keeps_no_other_bar_waiting(
+def test_an_exception_while_a_bar_is_drawn_does_not_block_other_bars(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The others are drawn by threads of the pool: these would wait for the lock of all bars for ever."""
+    """If the lock shared by all bars stayed taken, the pool's threads would wait for ever to draw theirs."""
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     progress: Any = _progress.Progress(True, 3, "one")
     progress._bar.mininterval = progress._bar.miniters = 0
@@ -232,7 +235,7 @@ def test_a_handler_that_raises_while_a_bar_is_drawn_keeps_no_other_bar_waiting(
     progress.close()
 
 
-def test_the_bar_of_a_map_does_not_count_what_was_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_bar_of_a_map_does_not_count_cancelled_items(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(sys, "stderr", shown)
     with TaskPool(1) as pool:
@@ -245,7 +248,7 @@ def test_the_bar_of_a_map_does_not_count_what_was_cancelled(monkeypatch: pytest.
     assert shown.getvalue().endswith("\n")
 
 
-def test_closing_again_does_nothing(pool: TaskPool) -> None:
+def test_closing_an_iterator_again_does_nothing(pool: TaskPool) -> None:
     results = iterator_of(pool, range(600))
     assert next(results) == 0
     for _ in range(2):
@@ -257,7 +260,7 @@ def test_closing_again_does_nothing(pool: TaskPool) -> None:
     assert pool.statistics().cancelled >= cancelled
 
 
-def test_the_end_of_a_with_block_cancels_what_has_not_been_delivered(pool: TaskPool) -> None:
+def test_the_end_of_an_iterators_with_block_cancels_what_it_has_not_delivered(pool: TaskPool) -> None:
     with iterator_of(pool, range(600)) as results:
         assert next(results) == 0
     assert list(results) == []
@@ -281,7 +284,7 @@ def test_an_item_that_cannot_be_pickled_is_the_only_one_that_fails(
 
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("chunksize", [1, 3])
-def test_input_that_is_slow_delays_a_result_that_is_ready_by_one_item(
+def test_slow_input_delays_a_ready_result_by_at_most_one_chunk(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch, ordered: bool, chunksize: int
 ) -> None:
     read: list[int] = []
@@ -291,7 +294,7 @@ def test_input_that_is_slow_delays_a_result_that_is_ready_by_one_item(
             read.append(number)
             yield number
 
-    # Each item takes longer than there is time for.
+    # As if reading one item took longer than the time for reading ahead.
     monkeypatch.setattr(_lazy_map, "_READ_SECONDS", -1.0)
     with monkeypatch.context() as patch:
         patch.setattr(pool._engine.dispatcher, "has_outcomes", lambda: True)
@@ -309,7 +312,7 @@ def test_a_function_that_cannot_be_pickled_is_refused_in_the_call(pool: TaskPool
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_results_of_what_was_sent_come_before_the_error_of_the_closed_pool(ordered: bool) -> None:
+def test_results_of_sent_items_come_before_the_error_of_a_closed_pool(ordered: bool) -> None:
     with TaskPool(2) as pool:
         results = iterator_of(pool, iter(range(1000)), ordered=ordered, buffersize=100)
         first = next(results)
@@ -324,10 +327,10 @@ def test_results_of_what_was_sent_come_before_the_error_of_the_closed_pool(order
 
 @needs_a_trace_that_raises
 @pytest.mark.parametrize("ordered", [True, False])
-def test_after_ctrl_c_at_any_step_the_iteration_comes_to_an_end(
+def test_after_ctrl_c_at_any_step_the_iteration_can_be_finished(
     pool: TaskPool, ordered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # In a destructor, of the iterator before, Python reports Ctrl-C and goes on.
+    # If Ctrl-C comes in a destructor (of the iterator before), Python only reports it and goes on.
     monkeypatch.setattr(sys, "unraisablehook", lambda _report: None)
     for step in range(0, 2000, 7):
         results = iterator_of(pool, iter(range(6)), ordered=ordered, buffersize=2)
@@ -342,7 +345,7 @@ def test_after_ctrl_c_at_any_step_the_iteration_comes_to_an_end(
 
 @pytest.mark.parametrize("function", [tasks.interrupt_itself_if_odd, tasks.interrupts_when_pickled_if_odd])
 @pytest.mark.parametrize("chunksize", [1, 4, 20])
-def test_an_interrupt_of_its_own_is_the_error_of_its_item(
+def test_a_task_that_raises_keyboard_interrupt_fails_only_its_own_item(
     pool: TaskPool, function: Callable[[int], Any], chunksize: int
 ) -> None:
     # Short items are sent in groups once they are known to be short.
@@ -352,7 +355,7 @@ def test_an_interrupt_of_its_own_is_the_error_of_its_item(
 
 
 @pytest.mark.parametrize("function", [tasks.touch_and_wait, tasks.touch_and_fail_when_interrupted])
-def test_a_chunk_that_is_stopped_begins_no_other_item(
+def test_a_cancelled_chunk_begins_no_further_item(
     pool: TaskPool, tmp_path: Path, function: Callable[[str], None]
 ) -> None:
     started = pool.statistics().workers_started
@@ -366,7 +369,7 @@ def test_a_chunk_that_is_stopped_begins_no_other_item(
 
 
 @pytest.mark.parametrize("size", [1, 100_000])
-def test_a_map_that_failed_is_the_first_exception(pool: TaskPool, tmp_path: Path, size: int) -> None:
+def test_a_failed_map_counts_for_wait_first_exception(pool: TaskPool, tmp_path: Path, size: int) -> None:
     gate, never = tmp_path / "gate", tmp_path / "never"
     other = pool.submit(tasks.wait_for_file, str(never))
     works = pool.map_async(tasks.echo, [bytes(size)] * 4, chunksize=2)
@@ -385,10 +388,10 @@ def test_a_map_that_failed_is_the_first_exception(pool: TaskPool, tmp_path: Path
     assert "finished" in repr(works)
 
 
-def test_of_big_results_too_it_is_known_whether_one_failed(pool: TaskPool, tmp_path: Path) -> None:
+def test_with_big_results_too_it_is_known_whether_an_item_failed(pool: TaskPool, tmp_path: Path) -> None:
     waiter = Mock()
     for number, function in enumerate((tasks.big_or_fail_if_odd, tasks.echo), 1):
-        # Not before somebody waits for it.
+        # Both workers wait, so that the map does not end before a waiter is registered.
         gate = tmp_path / str(number)
         for _ in range(2):
             pool.submit(tasks.wait_for_file, str(gate))
@@ -397,12 +400,12 @@ def test_of_big_results_too_it_is_known_whether_one_failed(pool: TaskPool, tmp_p
             handle._waiters.append(waiter)
         gate.touch()
         handle.wait(PATIENCE)
-        # It may have been another thread that fetched it, and that tells right after.
+        # Another thread may have fetched the outcome. It tells the waiter right afterwards.
         wait_until(lambda: len(waiter.method_calls) == number, "the waiter is told")  # noqa: B023  called at once
     assert [call[0] for call in waiter.method_calls] == ["add_exception", "add_result"]
 
 
-def test_nothing_is_unpickled_to_tell_that_a_map_has_ended(pool: TaskPool) -> None:
+def test_results_are_not_unpickled_to_tell_that_a_map_has_ended(pool: TaskPool) -> None:
     handle = pool.map_async(tasks.counted_or_fail_if_odd, range(4), chunksize=2)
     concurrent.futures.wait([handle], PATIENCE, concurrent.futures.FIRST_EXCEPTION)
     assert tasks.Counted.times == 0
@@ -444,7 +447,7 @@ def fickle_if_three(number: int) -> object:
 
 
 @pytest.mark.parametrize("chunksize", [1, 4, 20])
-def test_a_result_that_pickles_every_other_time_fails_alone_if_at_all(pool: TaskPool, chunksize: int) -> None:
+def test_a_result_that_pickles_every_other_time_fails_no_other_item(pool: TaskPool, chunksize: int) -> None:
     # Short items of a list are sent in groups once they are known to be short.
     list(pool.imap(fickle_if_three, [0] * 50))
     found = outcomes_of(pool.imap(fickle_if_three, list(range(20)), chunksize=chunksize))
@@ -472,7 +475,7 @@ def test_without_shared_memory_only_the_results_that_need_it_fail(
     expected: list[Any] = [bytes(short)] * 10
     sizes[2] = sizes[9] = long
     expected[2] = expected[9] = SharedMemoryExhausted
-    # An error that is too long is told of in short.
+    # An error that is too long to be sent without shared memory is replaced by a short one.
     sizes[5], expected[5] = -long, SerializationError
     with TaskPool(1, context="fork") as pool:
         list(pool.imap(zeros_or_fail, [0] * 50))
@@ -495,7 +498,7 @@ def test_an_item_that_does_not_unpickle_is_the_only_one_that_fails(
     items[2] = items[9] = tasks.Breaks()
     expected[2] = expected[9] = SerializationError
     assert outcomes_of(pool.imap(tasks.echo, items, chunksize=chunksize)) == expected
-    # Functions that are too big for a record travel with the items.
+    # A function that is too big for a record of its own is sent with the items.
     big = functools.partial(tasks.second, bytes(size))
     assert outcomes_of(pool.imap(big, items, chunksize=chunksize)) == expected
     with pytest.raises(SerializationError, match="cannot come back"):
@@ -511,7 +514,7 @@ def test_arguments_that_do_not_unpickle_are_the_only_ones_that_fail(pool: TaskPo
 @pytest.mark.parametrize("chunksize", [1, 3])
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("source", [list, iter])
-def test_a_function_that_raises_stop_iteration_ends_no_iteration(
+def test_a_function_that_raises_stop_iteration_does_not_end_the_iteration(
     pool: TaskPool, source: Callable[[Any], Any], ordered: bool, chunksize: int
 ) -> None:
     call = pool.imap if ordered else pool.imap_unordered
@@ -522,7 +525,7 @@ def test_a_function_that_raises_stop_iteration_ends_no_iteration(
     assert found == expected if ordered else Counter(found) == Counter(expected)
 
 
-def test_results_that_unpickle_the_second_time_are_all_there(
+def test_results_that_unpickle_only_at_the_second_try_are_returned(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks.FailsToUnpickleOnce, "times", 0)
@@ -531,16 +534,17 @@ def test_results_that_unpickle_the_second_time_are_all_there(
 
 
 @pytest.mark.parametrize("inside", ["count", "bar"])
-def test_a_signal_handler_may_look_while_a_piece_of_the_same_map_is_noted(
+def test_a_signal_handler_may_fetch_a_chunk_while_another_one_is_recorded(
     pool: TaskPool, tmp_path: Path, inside: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Neither chunk may be lost, and the progress bar must count each of them once."""
     handled: list[object] = []
     gate = tmp_path / "gate"
 
     def interrupt(_count: object = None) -> None:
         if not handled and threading.current_thread() is threading.main_thread():
             gate.touch()
-            wait_until(pool._engine.dispatcher.has_outcomes, "the other piece is there")
+            wait_until(pool._engine.dispatcher.has_outcomes, "the outcome of the other chunk is there")
             signal.raise_signal(signal.SIGUSR1)
 
     bar = Mock()
@@ -555,12 +559,12 @@ def test_a_signal_handler_may_look_while_a_piece_of_the_same_map_is_noted(
             return real(kind, data)
 
         monkeypatch.setattr(payload, "has_failures", has_failures)
-    # The other piece is brought in the middle of the first one.
+    # The handler fetches the second chunk in the middle of recording the first one.
     before = signal.signal(signal.SIGUSR1, lambda *_: handled.append(pool.statistics()))
     at_once = tmp_path / "at once"
     at_once.touch()
     try:
-        # The first one is noted by the main thread, and by no other: handlers run in it.
+        # The first chunk must be recorded by the main thread: signal handlers run only there.
         with collector_held(pool):
             found = pool.map(tasks.wait_for_file, [str(at_once), str(gate)], chunksize=1, progress=True)
     finally:
@@ -571,7 +575,7 @@ def test_a_signal_handler_may_look_while_a_piece_of_the_same_map_is_noted(
     bar.return_value.close.assert_called_once()
 
 
-def test_a_progress_bar_settles_no_start_method() -> None:
+def test_a_progress_bar_does_not_fix_the_start_method() -> None:
     program = """
 import multiprocessing
 from mpkit import TaskPool
@@ -583,16 +587,16 @@ if __name__ == "__main__":
     assert run_python("-c", program).stdout.splitlines() == ["[2, 1, 0]", "None"]
 
 
-def test_who_waits_for_a_whole_map_is_not_rung_for_every_chunk(pool: TaskPool, tmp_path: Path) -> None:
-    """Each of a million chunks woke the waiting thread."""
+def test_a_thread_that_waits_for_a_map_is_not_woken_for_every_chunk(pool: TaskPool, tmp_path: Path) -> None:
+    """Otherwise each of a million chunks would wake the waiting thread."""
     gate = tmp_path / "gate"
     words = pool._engine.board.words
     handle = pool.map_async(tasks.wait_for_file, [str(gate)] * 10, chunksize=1)
     waiter = threading.Thread(target=handle.wait)
     waiter.start()
     try:
-        # Before it came, another thread of the pool may have slept there.
-        wait_until(lambda: words[FRONT] and words[WANTED] == SOON, "it sleeps, and wants no single chunk")
+        # The second condition is needed because a thread of the pool may have slept there before.
+        wait_until(lambda: words[FRONT] and words[WANTED] == SOON, "it sleeps, and not for a single chunk")
     finally:
         gate.touch()
         waiter.join(PATIENCE)

@@ -1,7 +1,8 @@
-"""Dying with the parent, when somebody dies just between two steps of the protocol.
+"""Dying with the parent, if a participant dies between two steps of the protocol.
 
-The steps are those of docs/explanation/dying-with-the-parent.md. Each program kills one participant at its
-step, for certain, and then itself; nothing of it may remain.
+The steps are described in docs/explanation/dying-with-the-parent.md. Each program kills (or holds up) one
+participant at exactly one step, and then kills itself. All its processes must end, except for orphans and
+where the documentation says otherwise.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 def note(name: str) -> None:
-    # At once with its content: whoever waits for the file reads it.
+    # The file must appear together with its content, because it is read as soon as it exists.
     (directory / f"{name}.new").write_text(str(os.getpid()))
     os.replace(directory / f"{name}.new", directory / name)
 
@@ -61,14 +62,14 @@ def wait_ended(pid: int) -> None:
 
 
 class Program:
-    """A program while it runs, and what it has left in its directory."""
+    """A running program, and the pids that it has noted in its directory."""
 
     def __init__(self, mark: Mark, directory: Path) -> None:
         self.mark = mark
         self._directory = directory
 
     def pid(self, name: str) -> int:
-        """The pid that has been noted under this name, once it has been."""
+        """Wait until a pid has been noted under this name, and return it."""
         path = self._directory / name
         wait_until(path.exists, f"{name} has been noted")
         return int(path.read_text())
@@ -79,13 +80,13 @@ class Program:
 
 @contextmanager
 def program(text: str, directory: Path, *arguments: str) -> Iterator[Program]:
-    """Run it; when the block is left, it has died by SIGKILL, and whatever is left of it is killed."""
+    """Run the program during the block. It must die by SIGKILL; what is left of it at the end is killed."""
     path = directory / "program.py"
     path.write_text(COMMON + text)
     running = Program(Mark(), directory)
     with to_be_killed() as temporary:
         env = {**temporary, **running.mark.environment, "PYTHONPATH": f"{directory}:{PYTHON_PATH}"}
-        # A file, for what lives on would hold a pipe open.
+        # Errors go to a file: processes that live on would hold a pipe open.
         errors = directory / "errors"
         with (
             errors.open("w") as stderr,
@@ -104,14 +105,14 @@ def program(text: str, directory: Path, *arguments: str) -> Iterator[Program]:
 PYTHON_PATH = ":".join(path for path in sys.path if path)
 
 
-def all_of_it_goes(text: str, directory: Path, *arguments: str) -> None:
+def check_that_all_of_it_ends(text: str, directory: Path, *arguments: str) -> None:
     with program(text, directory, *arguments) as running:
         wait_until(running.is_gone, f"all of it has ended: {running.mark.living()}")
 
 
 HANGING_FORK = """
 def hang() -> None:
-    # Code of some library, on the way from the fork to the child's own.
+    # As code of some library might do that runs in each child right after the fork.
     note("child")
     time.sleep(600)
 
@@ -126,8 +127,8 @@ die()
 
 
 @pytest.mark.parametrize("kind", ["process", "pool"])
-def test_a_fork_that_does_not_come_as_far_as_registering_itself(kind: str, tmp_path: Path) -> None:
-    all_of_it_goes(HANGING_FORK, tmp_path, kind)
+def test_a_fork_that_hangs_before_it_registers_itself_ends_with_its_parent(kind: str, tmp_path: Path) -> None:
+    check_that_all_of_it_ends(HANGING_FORK, tmp_path, kind)
 
 
 STUBBORN = """
@@ -155,8 +156,8 @@ die()
 
 
 @pytest.mark.parametrize("kind", ["process", "pool"])
-def test_the_parent_dies_while_it_waits_for_what_it_has_told_to_end(kind: str, tmp_path: Path) -> None:
-    all_of_it_goes(STUBBORN, tmp_path, kind)
+def test_the_parent_dies_while_it_waits_for_processes_that_ignore_signals(kind: str, tmp_path: Path) -> None:
+    check_that_all_of_it_ends(STUBBORN, tmp_path, kind)
 
 
 HANGING_ORPHAN = """
@@ -178,10 +179,8 @@ if __name__ == "__main__":
 
 
 @own_or_of_the_server
-def test_an_orphan_that_does_not_come_as_far_as_registering_itself_lives_on(
-    start_method: str, tmp_path: Path
-) -> None:
-    """It was killed as a descendant of a child, although its start was over."""
+def test_an_orphan_that_hangs_before_it_registers_itself_lives_on(start_method: str, tmp_path: Path) -> None:
+    """It must not be killed as a descendant of the child that has started it: its start is over."""
     with program(HANGING_ORPHAN, tmp_path, start_method) as running:
         wait_gone(running.pid("child"))
         assert not gone(running.pid("orphan"))
@@ -189,7 +188,7 @@ def test_an_orphan_that_does_not_come_as_far_as_registering_itself_lives_on(
 
 PARENT_DIES_BEFORE_IT_REGISTERS = """
 if __name__ == "__main__":
-    # In the parent, with the child started.
+    # Called in the parent when the child has been started.
     parent_watch.ParentLink.started = die
     if sys.argv[3] == "pool":
         TaskPool(1, context=method)
@@ -200,7 +199,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("kind", ["process", "pool"])
 def test_the_parent_dies_before_it_registers_the_child(start_method: str, kind: str, tmp_path: Path) -> None:
-    all_of_it_goes(PARENT_DIES_BEFORE_IT_REGISTERS, tmp_path, start_method, kind)
+    check_that_all_of_it_ends(PARENT_DIES_BEFORE_IT_REGISTERS, tmp_path, start_method, kind)
 
 
 PARENT_DIES_WITH_A_NEW_GUARDIAN = """
@@ -217,7 +216,7 @@ if __name__ == "__main__":
 
 
 def test_the_parent_dies_before_it_knows_its_guardian(tmp_path: Path) -> None:
-    all_of_it_goes(PARENT_DIES_WITH_A_NEW_GUARDIAN, tmp_path, "fork")
+    check_that_all_of_it_ends(PARENT_DIES_WITH_A_NEW_GUARDIAN, tmp_path, "fork")
 
 
 SIGNAL_WHILE_THE_GUARDIAN_COMES_UP = """
@@ -232,7 +231,7 @@ if __name__ == "__main__":
     passing.spawn_passing = spawn_and_stop
     WorkerProcess(target=sleep, args=("child",), start_method="fork").start()
     wait_for("child")
-    # As from a terminal, to the whole group.
+    # As if a terminal had sent it to the whole process group.
     os.kill(parent_watch.guardian_pid(), getattr(signal, method))
     os.kill(parent_watch.guardian_pid(), signal.SIGCONT)
     die()
@@ -240,11 +239,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("name", IGNORED)
-def test_a_signal_that_means_the_application_comes_while_the_guardian_starts(
+def test_a_signal_meant_for_the_application_does_not_kill_a_starting_guardian(
     name: str, tmp_path: Path
 ) -> None:
-    """Some of them killed it, and what had been registered already was on its own."""
-    all_of_it_goes(SIGNAL_WHILE_THE_GUARDIAN_COMES_UP, tmp_path, name)
+    """If it were killed, the processes that have registered already would no longer end with the parent."""
+    check_that_all_of_it_ends(SIGNAL_WHILE_THE_GUARDIAN_COMES_UP, tmp_path, name)
 
 
 def _watched_by(guardian: int) -> int:
@@ -310,8 +309,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("kind", ["process", "pool"])
 @own_or_of_the_server
 def test_the_guardian_dies_before_the_child_is_started(start_method: str, kind: str, tmp_path: Path) -> None:
-    """Nobody hears that the child registers itself: so it looks after itself."""
-    all_of_it_goes(GUARDIAN_DIES_BEFORE_THE_CHILD_IS_STARTED, tmp_path, start_method, kind)
+    """The child cannot register itself with the dead guardian, so it must watch its parent itself."""
+    check_that_all_of_it_ends(GUARDIAN_DIES_BEFORE_THE_CHILD_IS_STARTED, tmp_path, start_method, kind)
 
 
 GUARDIAN_DIES_BEFORE_THE_NEXT_CHILD = """
@@ -330,7 +329,7 @@ if __name__ == "__main__":
 def test_the_guardian_dies_before_the_next_child(start_method: str, tmp_path: Path) -> None:
     with program(GUARDIAN_DIES_BEFORE_THE_NEXT_CHILD, tmp_path, start_method) as running:
         wait_gone(running.pid("second"))
-        # As documented.
+        # The first child was registered with the dead guardian: as documented, it lives on.
         assert not gone(running.pid("first"))
 
 
@@ -344,7 +343,7 @@ if __name__ == "__main__":
         TaskPool(1, initializer=arrive, context=method)
     except Exception as error:
         assert "the fork server of multiprocessing has died" in str(error), error
-    # It ends, although this program lives.
+    # The worker ends although this program is still alive.
     worker = identity.of(wait_for("worker"))
     assert worker is None or exits.wait_gone([worker], None) == []
     die()
@@ -353,7 +352,7 @@ if __name__ == "__main__":
 DEADLY = """
 import os, signal, sys, time
 
-# In the server, which has forked the worker and has not told the pool of it.
+# Runs in the server when it has forked the worker, but has not told the pool of it yet.
 def after_fork() -> None:
     while not os.path.exists({worker!r}):
         time.sleep(0.001)
@@ -364,6 +363,6 @@ os.register_at_fork(after_in_parent=after_fork)
 
 
 def test_the_fork_server_dies_before_it_tells_of_a_worker(tmp_path: Path) -> None:
-    """The worker waited for tasks that nobody could send it, as long as the program lived."""
+    """Otherwise the worker waits for tasks that no pool can send it, as long as the program lives."""
     (tmp_path / "deadly.py").write_text(DEADLY.format(worker=str(tmp_path / "worker")))
-    all_of_it_goes(SERVER_DIES_AFTER_THE_FORK, tmp_path, "forkserver")
+    check_that_all_of_it_ends(SERVER_DIES_AFTER_THE_FORK, tmp_path, "forkserver")

@@ -1,4 +1,7 @@
-"""Code of the program that a pool calls: it may take long, or wait for the pool; nobody waits with it."""
+"""Callbacks and log handlers, which a pool calls: they may be slow, or wait for the pool itself.
+
+Meanwhile the pool goes on for everybody else.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def pool() -> Iterator[TaskPool]:
 
 
 class Slow:
-    """Something that is called, and returns when it is let go."""
+    """A callable that returns only once `go_on` is set."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
@@ -54,8 +57,9 @@ def slow() -> Iterator[Slow]:
 
 @pytest.fixture
 def hanging(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> Slow:
-    """The same without a deadline: who waits for it is seen to. The end of a pool does not wait as long as
-    users may have to.
+    """Like `slow`, but without a deadline, to show that nothing waits for it for ever.
+
+    A terminated pool waits for a running callback only briefly here, not as long as for users.
     """
     monkeypatch.setattr(_engine, "_CALLBACK_SECONDS", 0.1)
     slow.patience = None
@@ -73,7 +77,7 @@ class SlowHandler(logging.Handler):
 
 @pytest.fixture
 def slow_logger(slow: Slow) -> Iterator[str]:
-    """The name of a logger with a handler that is slow."""
+    """The name of a logger with a slow handler."""
     logger = logging.getLogger("mpkit-test-callbacks")
     handler = SlowHandler(slow)
     logger.addHandler(handler)
@@ -91,23 +95,25 @@ def begin_handling(pool: TaskPool, slow: Slow, logger: str) -> None:
     assert slow.begun.wait(PATIENCE)
 
 
-# -- nobody waits with it ------------------------------------------------------------------------------------
+# -- the pool goes on meanwhile ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", ["callback", "log record"])
-def test_tasks_are_sent_and_fetched_meanwhile(pool: TaskPool, slow: Slow, slow_logger: str, way: str) -> None:
+def test_tasks_are_sent_and_fetched_during_a_slow_call(
+    pool: TaskPool, slow: Slow, slow_logger: str, way: str
+) -> None:
     if way == "callback":
         begin_callback(pool, slow)
     else:
         begin_handling(pool, slow, slow_logger)
-    # More than are sent at once, and no thread of ours that fetches.
+    # More than are sent at once, so the pool must fetch outcomes meanwhile. No thread of the test does.
     handles = [pool.submit(tasks.square, number) for number in range(1000)]
     done, pending = concurrent.futures.wait(handles, PATIENCE)
     assert (len(done), len(pending)) == (1000, 0)
     assert not slow.go_on.is_set()
 
 
-def test_coroutines_go_on_meanwhile(pool: TaskPool, slow: Slow) -> None:
+def test_coroutines_get_results_during_a_slow_callback(pool: TaskPool, slow: Slow) -> None:
     begin_callback(pool, slow)
 
     async def ask() -> list[int]:
@@ -120,14 +126,14 @@ def test_coroutines_go_on_meanwhile(pool: TaskPool, slow: Slow) -> None:
     assert not slow.go_on.is_set()
 
 
-def test_those_who_wait_elsewhere_are_told_meanwhile(pool: TaskPool, slow: Slow) -> None:
+def test_as_completed_gets_results_during_a_slow_callback(pool: TaskPool, slow: Slow) -> None:
     begin_callback(pool, slow)
     handles = [pool.submit(tasks.square, number) for number in range(20)]
     seen = [handle.result() for handle in concurrent.futures.as_completed(handles, PATIENCE)]
     assert sorted(seen) == sorted(number * number for number in range(20))
 
 
-# -- it may wait for the pool --------------------------------------------------------------------------------
+# -- a callback may wait for the pool ------------------------------------------------------------------------
 
 
 def wait_for_another(pool: TaskPool) -> Any:
@@ -158,8 +164,8 @@ def wait_for_a_map(pool: TaskPool) -> Any:
     [wait_for_another, shut_an_executor_down, wait_in_a_coroutine, wait_for_a_map],
     ids=lambda f: f.__name__,
 )
-def test_a_callback_waits_for_other_tasks(pool: TaskPool, wait: Callable[[TaskPool], Any]) -> None:
-    """Unless it fetched the outcomes itself, it waited for its own thread, for ever."""
+def test_a_callback_can_wait_for_other_tasks(pool: TaskPool, wait: Callable[[TaskPool], Any]) -> None:
+    """If only the thread that calls back could fetch outcomes, the callback would wait for it for ever."""
     answers: list[Any] = []
     called = threading.Event()
 
@@ -174,7 +180,7 @@ def test_a_callback_waits_for_other_tasks(pool: TaskPool, wait: Callable[[TaskPo
     assert answers == [{16}]
 
 
-def test_a_log_handler_does_not_wait_for_the_pools_end(pool: TaskPool) -> None:
+def test_joining_the_pool_in_a_log_handler_is_refused(pool: TaskPool) -> None:
     errors: list[BaseException] = []
 
     class Joining(logging.Handler):
@@ -197,14 +203,14 @@ def test_a_log_handler_does_not_wait_for_the_pools_end(pool: TaskPool) -> None:
     assert pool.join(PATIENCE)
 
 
-# -- its thread ----------------------------------------------------------------------------------------------
+# -- the thread that calls back ------------------------------------------------------------------------------
 
 
 def caller_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.endswith("-caller")]
 
 
-def test_its_thread_comes_with_the_first_call_and_goes_with_the_pool(pool: TaskPool) -> None:
+def test_the_caller_thread_starts_with_the_first_call_and_ends_with_the_pool(pool: TaskPool) -> None:
     assert pool.map(tasks.square, range(100)) == [number * number for number in range(100)]
     assert not caller_threads()
     seen: list[threading.Thread] = []
@@ -219,7 +225,7 @@ def test_its_thread_comes_with_the_first_call_and_goes_with_the_pool(pool: TaskP
 
 
 def test_callbacks_are_called_in_the_order_of_the_outcomes(tmp_path: Path) -> None:
-    """Also those of tasks that have ended before they are given."""
+    """Also if the task ends before its callback is added."""
     called: list[int] = []
     with TaskPool(1, context="fork") as pool:
         gate = tmp_path / "gate"
@@ -232,14 +238,15 @@ def test_callbacks_are_called_in_the_order_of_the_outcomes(tmp_path: Path) -> No
         for handle in handles[:100]:
             handle.add_done_callback(note)  # type: ignore[arg-type]  # it is one of ours
         gate.touch()
-        # Not one by one: the outcomes would be fetched by two threads, each of which tells its own.
+        # Wait for all of them together. One by one, two threads would fetch outcomes, and each would pass on
+        # its own.
         concurrent.futures.wait(handles, PATIENCE)
         for handle in handles[100:]:
             handle._call_back(note)  # type: ignore[arg-type]  # it is one of ours
     assert called == list(range(200))
 
 
-def test_without_a_thread_of_their_own_callbacks_are_called_all_the_same(
+def test_callbacks_are_called_even_if_their_thread_cannot_be_started(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = threading.Thread.start
@@ -265,7 +272,7 @@ def test_without_a_thread_of_their_own_callbacks_are_called_all_the_same(
 def test_a_child_that_a_callback_forks_leaves_the_other_callbacks_to_its_parent(
     pool: TaskPool, tmp_path: Path
 ) -> None:
-    """It went on with them, and never ended."""
+    """If the child went on with the callbacks, they would be called twice, and it would never end."""
     calls = tmp_path / "calls"
     begun, ready = threading.Event(), threading.Event()
     children: list[int] = []
@@ -299,15 +306,15 @@ def test_a_child_that_a_callback_forks_leaves_the_other_callbacks_to_its_parent(
     assert calls.read_text().split() == [str(os.getpid())] * 3
 
 
-# -- one that hangs ------------------------------------------------------------------------------------------
+# -- a callback that hangs -----------------------------------------------------------------------------------
 
 
-def test_terminate_does_not_wait_for_a_callback_that_close_has_been_waiting_for(hanging: Slow) -> None:
-    """It had been decided that the end waits for it: `join` never returned, after Ctrl-C in it either."""
+def test_terminate_does_not_wait_for_a_callback_even_if_close_was_waiting_for_it(hanging: Slow) -> None:
+    """After `close` the end waits for callbacks. `terminate` must overrule that, or `join` never returns."""
     pool = TaskPool(1, context="fork")
     begin_callback(pool, hanging)
     pool.close()
-    # Its last thread is just waiting for the callback.
+    # The last thread of the pool now waits for the callback.
     assert not pool.join(0.3)
     pool.terminate()
     assert pool.join(PATIENCE)
@@ -317,7 +324,7 @@ def test_terminate_does_not_wait_for_a_callback_that_close_has_been_waiting_for(
 def test_terminate_does_not_wait_for_a_log_handler_that_hangs(
     hanging: Slow, slow_logger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pool's own warning of it went to that very handler."""
+    """The pool warns that it does not wait; its logger has the same handler, and must not hang in it."""
     handler = logging.getLogger(slow_logger).handlers[0]
     monkeypatch.setattr(logging.getLogger("mpkit.pool"), "handlers", [handler])
     pool = TaskPool(1, context="fork")
@@ -327,10 +334,10 @@ def test_terminate_does_not_wait_for_a_log_handler_that_hangs(
     assert not hanging.go_on.is_set()
 
 
-def test_workers_are_looked_after_though_a_log_handler_hangs(
+def test_a_lost_worker_is_replaced_although_a_log_handler_hangs(
     hanging: Slow, slow_logger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the pool itself has to say of a worker was said in the thread that replaces it."""
+    """The pool's own message about the worker must not be logged in the thread that replaces the worker."""
     monkeypatch.setattr(_worker_outbox.Outbox, "put_log", lambda self, _record: self.put(b"torn"))
     handler = logging.getLogger(slow_logger).handlers[0]
     monkeypatch.setattr(logging.getLogger("mpkit.pool"), "handlers", [handler])
@@ -343,7 +350,7 @@ def test_workers_are_looked_after_though_a_log_handler_hangs(
         hanging.go_on.set()
 
 
-# -- one that is slower than workers log ---------------------------------------------------------------------
+# -- log handlers that are slower than the workers -----------------------------------------------------------
 
 
 def log_much(name: str, times: int) -> None:
@@ -352,7 +359,7 @@ def log_much(name: str, times: int) -> None:
 
 
 class Counting(logging.Handler):
-    """Notes how many records wait for it."""
+    """Notes, at each record, how many calls are waiting."""
 
     def __init__(self, waiting: Callable[[], int]) -> None:
         super().__init__()
@@ -366,10 +373,10 @@ class Counting(logging.Handler):
 def test_records_that_wait_for_their_handlers_do_not_fill_the_memory(
     slow: Slow, slow_logger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They did, where workers log faster than handlers take it."""
+    """Workers that log faster than handlers work must be slowed down."""
     monkeypatch.setattr(_caller, "_MOST_CALLS", 10)
     monkeypatch.setattr(_caller, "_FEW_CALLS", 5)
-    # Else a task goes on after a while.
+    # Normally a task goes on logging after a short wait. Here it must wait as long as it takes.
     monkeypatch.setattr(_worker_outbox, "_LATE_SECONDS", PATIENCE)
     with TaskPool(1, context="fork") as pool:
         counting = Counting(pool._engine.collector._caller._calls.qsize)
@@ -382,14 +389,14 @@ def test_records_that_wait_for_their_handlers_do_not_fill_the_memory(
         assert pool.join(PATIENCE)
     logging.getLogger(slow_logger).removeHandler(counting)
     assert len(counting.numbers) == 5000
-    # What the outbox holds comes on top.
+    # Besides `_MOST_CALLS`, there may be as many as the outbox holds.
     assert max(counting.numbers) < 2000
 
 
-def test_a_task_that_logs_goes_on_though_no_record_is_handled(
+def test_a_task_that_logs_goes_on_although_no_record_is_handled(
     hanging: Slow, slow_logger: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The handler may be waiting for this very task."""
+    """The handler may be waiting for this very task, so the task must not wait for the handler for ever."""
     monkeypatch.setattr(_caller, "_MOST_CALLS", 10)
     monkeypatch.setattr(_worker_outbox, "_LATE_SECONDS", 0.01)
     with TaskPool(1, context="fork") as pool:

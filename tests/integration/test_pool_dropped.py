@@ -1,4 +1,4 @@
-"""Iterators and pools that are interrupted, or dropped all at once."""
+"""Iterators and pools that are interrupted, or dropped without being closed."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ def wait_for(queue: BoundedQueue[int]) -> int:
     return queue.get()
 
 
-def test_ctrl_c_while_the_input_is_read_is_not_put_off() -> None:
+def test_ctrl_c_while_the_input_is_read_is_raised_at_once() -> None:
     with BoundedQueue[int]() as queue, TaskPool(1) as pool:
 
         def interrupted() -> Iterator[BoundedQueue[int]]:
             yield queue
             raise KeyboardInterrupt
 
-        # The first task waits for ever meanwhile.
+        # Meanwhile the first task waits: the exception must not be delayed until its result is there.
         with pytest.raises(KeyboardInterrupt):
             list(pool.imap(wait_for, interrupted()))
         queue.put(1)
 
 
-def test_an_error_of_the_input_comes_out_at_its_place() -> None:
+def test_an_error_of_the_input_is_raised_after_the_results_before_it() -> None:
     def broken() -> Iterator[int]:
         yield -1
         raise LookupError("no more input")
@@ -42,8 +42,8 @@ def test_an_error_of_the_input_comes_out_at_its_place() -> None:
             next(results)
 
 
-def test_a_pool_and_its_iterator_dropped_in_one_collection_do_no_harm() -> None:
-    # The garbage collector takes the objects of a cycle in any order.
+def test_a_pool_and_its_iterator_may_be_collected_in_any_order() -> None:
+    # The garbage collector finalizes the objects of a cycle in any order.
     for _ in range(5):
         pool = TaskPool(1)
         results = pool.imap(abs, iter(range(10_000)))
@@ -75,8 +75,8 @@ def test_tasks_of_a_dropped_pool_say_why_they_were_cancelled() -> None:
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_pool_with_an_executor_is_noticed_when_it_is_dropped() -> None:
-    """It was in a cycle, which only the garbage collector ends, and that may be off."""
+def test_a_dropped_pool_with_an_executor_ends_without_garbage_collection() -> None:
+    """If pool and executor formed a cycle, only the garbage collector would end it, and that may be off."""
     gc.disable()
     try:
         pool = TaskPool(1)
@@ -88,10 +88,10 @@ def test_a_pool_with_an_executor_is_noticed_when_it_is_dropped() -> None:
         gc.enable()
 
 
-def test_an_executor_keeps_its_pool_and_knows_the_tasks_of_every_other_one() -> None:
+def test_after_shutdown_of_its_executor_a_pool_has_a_new_one() -> None:
     with TaskPool(1) as pool:
         handle = pool.executor.submit(time.sleep, 0.2)
         pool.executor.shutdown()
         assert handle.done()
-        # A new one.
+        # This is a new executor.
         assert pool.executor.submit(abs, -3).result() == 3

@@ -1,4 +1,7 @@
-"""The end of a pool, and what it has to tell: each with the least that has once shown a fault."""
+"""Faults in the end of a pool, and in telling the outcomes of tasks, that were found once.
+
+Each test is the smallest program that shows the fault.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +41,10 @@ def pool() -> Iterator[TaskPool]:
         yield pool
 
 
-def test_a_program_that_may_not_signal_its_workers_can_end(
+def test_a_pool_whose_workers_cannot_be_signalled_ends(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It had given up its rights (`os.setuid`), and waited at its end for workers that waited for tasks."""
+    """As in a program that has given up its rights (`os.setuid`): it must not wait for workers for ever."""
     no_programs: list[ProcessIdentity] = []
     monkeypatch.setattr(Lane, "terminate", lambda _lane: no_programs)
     monkeypatch.setattr(Lane, "kill", lambda _lane, **_options: None)
@@ -51,10 +54,10 @@ def test_a_program_that_may_not_signal_its_workers_can_end(
 
 
 @pytest.mark.parametrize("end", [TaskPool.close, TaskPool.terminate])
-def test_join_waits_for_a_thread_that_has_outcomes_to_tell(
+def test_join_waits_for_a_thread_that_has_fetched_an_outcome_and_not_told_it(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: Callable[[TaskPool], None]
 ) -> None:
-    """The pool was over, the handle pending, and its callbacks were never called."""
+    """Otherwise the pool ends while the handle is pending, and its callbacks are never called."""
     has_it, go_on = threading.Event(), threading.Event()
     settle = Collector.settle
 
@@ -67,7 +70,7 @@ def test_join_waits_for_a_thread_that_has_outcomes_to_tell(
     called: list[str] = []
     gate = tmp_path / "gate"
     handle = pool.submit(tasks.wait_for_file, str(gate))
-    # From here on this thread fetches nothing.
+    # From here on, this thread fetches no outcomes.
     wait_until(handle.running, "it runs")
     monkeypatch.setattr(Collector, "settle", settle_later)
     handle.add_done_callback(lambda handle: called.append(handle.result()))
@@ -79,7 +82,7 @@ def test_join_waits_for_a_thread_that_has_outcomes_to_tell(
         ending = threading.Thread(target=end, args=(pool,))
         ending.start()
         wait_until(lambda: "running" not in repr(pool), "the pool is about to end")
-        # Longer than it takes the pool to end.
+        # Long enough for the pool to end, if it did not wait.
         assert not pool.join(0.3)
     finally:
         go_on.set()
@@ -89,7 +92,7 @@ def test_join_waits_for_a_thread_that_has_outcomes_to_tell(
     assert (handle.result(0), called) == (str(gate), [str(gate)])
 
 
-def test_a_thread_that_never_tells_does_not_keep_the_pool_for_ever(
+def test_join_does_not_wait_for_ever_for_a_thread_that_never_tells_its_outcomes(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mpkit.pool._engine.engine._TELLING_SECONDS", 0.2)
@@ -98,8 +101,8 @@ def test_a_thread_that_never_tells_does_not_keep_the_pool_for_ever(
     assert pool.join(PATIENCE)
 
 
-def test_a_new_thread_may_have_the_number_of_the_one_that_called_back() -> None:
-    """`join` took it for a callback of the pool that is gone."""
+def test_a_thread_with_the_identifier_of_an_ended_caller_thread_can_join() -> None:
+    """`join` refuses to be called in a callback. It must not take the new thread for the one of callbacks."""
     errors: list[BaseException] = []
 
     def join(pool: TaskPool) -> None:
@@ -117,7 +120,7 @@ def test_a_new_thread_may_have_the_number_of_the_one_that_called_back() -> None:
     assert not errors
 
 
-def test_what_is_logged_during_the_last_callback_is_handed_on(
+def test_a_record_that_is_logged_during_the_last_callback_is_handled(
     pool: TaskPool, caplog: pytest.LogCaptureFixture
 ) -> None:
     called, go_on = threading.Event(), threading.Event()
@@ -137,8 +140,8 @@ def test_what_is_logged_during_the_last_callback_is_handed_on(
     assert "late" in [record.getMessage() for record in caplog.records]
 
 
-def test_what_is_to_be_called_after_the_end_is_called(pool: TaskPool) -> None:
-    """There is no thread any more that would call it."""
+def test_a_call_that_is_requested_after_the_end_is_made(pool: TaskPool) -> None:
+    """The thread for calls has ended by then, so the requesting thread must make the call itself."""
     pool.close()
     assert pool.join(PATIENCE)
     called: list[str] = []
@@ -146,10 +149,10 @@ def test_what_is_to_be_called_after_the_end_is_called(pool: TaskPool) -> None:
     assert called == ["it"]
 
 
-def test_a_handler_that_waits_in_the_middle_of_a_wait(
+def test_a_wait_ends_if_a_signal_handler_has_fetched_its_outcome(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It fetched the outcome that the outer one waits for, which slept on."""
+    """The handler interrupts a wait, and waits for the same task: the outer wait must not sleep on."""
     for module in (_lead, _collector):
         monkeypatch.setattr(module, "_SLICE_SECONDS", 2 * PATIENCE)
     monkeypatch.setattr(_limits, "_LOOK_AROUND", 2 * PATIENCE)
@@ -177,7 +180,7 @@ def test_a_handler_that_waits_in_the_middle_of_a_wait(
 def test_a_death_that_cannot_be_settled_at_once_is_settled_at_the_second_try(
     monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str]
 ) -> None:
-    """Without memory, what had been found was forgotten."""
+    """If memory runs out while a death is settled, what had been found out must not be forgotten."""
     errors = iter([MemoryError()])
     act = getattr(*step)
 
@@ -196,8 +199,8 @@ def test_a_death_that_cannot_be_settled_at_once_is_settled_at_the_second_try(
     assert (statistics.succeeded, statistics.crashed) == (5, 1)
 
 
-def test_tasks_of_a_broken_pool_have_failed(tmp_path: Path) -> None:
-    """They counted as cancelled."""
+def test_tasks_of_a_broken_pool_count_as_failed(tmp_path: Path) -> None:
+    """They must not count as cancelled."""
     gate = tmp_path / "gate"
     with TaskPool(1, context="fork", initializer=tasks.initialize_badly, initargs=(str(gate),)) as pool:
         handles = [pool.submit(tasks.nothing) for _ in range(3)]
@@ -208,9 +211,11 @@ def test_tasks_of_a_broken_pool_have_failed(tmp_path: Path) -> None:
     assert (statistics.failed, statistics.cancelled) == (3, 0)
 
 
-def test_a_cancelled_task_makes_room_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever waits in `submit` noticed it a second later."""
-    # Else its time would be over before the test is: then it looks by itself.
+def test_cancelling_a_queued_task_wakes_a_submit_that_waits_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise `submit` notices the room only up to a second later, when it looks by itself."""
+    # Keep it from looking by itself during the test.
     monkeypatch.setattr("mpkit.pool._engine.room._SLICE_SECONDS", 10 * PATIENCE)
     gate = tmp_path / "gate"
     with TaskPool(1, context="fork", max_pending=1) as pool:
@@ -225,12 +230,12 @@ def test_a_cancelled_task_makes_room_at_once(tmp_path: Path, monkeypatch: pytest
         wait_until(lambda: room.waiting, "it waits for room")
         assert queued.cancel()
         submitting.join(PATIENCE)
-        assert more, "nobody has told it of the room"
+        assert more, "it was not woken when there was room"
         gate.touch()
         assert more[0].result(PATIENCE) == 9
 
 
-def test_what_a_handler_submits_and_cancels_never_runs(pool: TaskPool, tmp_path: Path) -> None:
+def test_a_task_that_a_signal_handler_submits_and_cancels_never_runs(pool: TaskPool, tmp_path: Path) -> None:
     path = tmp_path / "ran"
 
     def submit_and_cancel() -> Any:
@@ -238,7 +243,7 @@ def test_what_a_handler_submits_and_cancels_never_runs(pool: TaskPool, tmp_path:
         handle.cancel()
         return handle
 
-    # As in a signal handler or a `__del__` that comes in the middle of this thread's work with the pool.
+    # Run it with the pool's lock held, as a signal handler or a `__del__` may run in the middle of a method.
     handle = pool._engine.dispatcher.lock.run(submit_and_cancel)
     with pytest.raises(TaskCancelled):
         handle.result(PATIENCE)
@@ -247,10 +252,10 @@ def test_what_a_handler_submits_and_cancels_never_runs(pool: TaskPool, tmp_path:
     assert not path.exists()
 
 
-def test_a_handle_that_ends_just_when_it_is_to_be_watched_is_not(
+def test_a_handle_that_ends_just_before_it_is_watched_is_not_watched(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The collector would be woken for each outcome from then on."""
+    """Otherwise the handle stays watched, and from then on each outcome wakes the collector."""
     collector = pool._engine.collector
     handle = pool.submit(tasks.square, 3)
     watch = collector.watch
@@ -266,6 +271,10 @@ def test_a_handle_that_ends_just_when_it_is_to_be_watched_is_not(
 
 
 def test_handles_are_watched_as_long_as_they_are_pending(pool: TaskPool, tmp_path: Path) -> None:
+    """A handle is watched if something waits for it that does not fetch outcomes (`concurrent.futures`, say).
+
+    For such a handle, the collector's thread fetches them.
+    """
     gate = tmp_path / "gate"
     handles = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(3)]
     conditions = [handle._condition for handle in handles]
@@ -278,7 +287,10 @@ def test_handles_are_watched_as_long_as_they_are_pending(pool: TaskPool, tmp_pat
 
 
 def test_an_exception_in_the_last_step_of_the_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pipe was closed under a thread that was running by then, and read from whatever got its number."""
+    """The supervisor's thread must end before its pipe is closed.
+
+    Otherwise it would go on reading from the same descriptor number, whatever gets that next.
+    """
     start = Supervisor.start
 
     def start_and_raise(supervisor: Supervisor) -> None:
@@ -300,7 +312,7 @@ def test_an_exception_in_the_last_step_of_the_start_leaves_nothing(monkeypatch: 
 def test_an_exception_while_a_pool_is_made_leaves_nothing(
     part: type[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker, or all of the pool, stayed until the program ended, which waited for the worker then."""
+    """Otherwise a worker, or the whole pool, stays until the program ends, and delays that."""
 
     def fail(*_: object) -> None:
         raise SystemExit("of the handler of a signal")

@@ -1,4 +1,4 @@
-"""The exit code of a worker reaches the pool, whoever else asks multiprocessing for its children."""
+"""The exit code of a worker reaches the pool even if other threads call `multiprocessing.active_children`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tests.contract import pool_tasks as tasks
 
 
 @own_or_of_the_server
-def test_nobody_takes_a_worker_s_exit_code_away(start_method: str) -> None:
+def test_other_threads_do_not_take_a_workers_exit_code_away(start_method: str) -> None:
     over = threading.Event()
 
     def ask() -> None:
-        # What every start of a process does, too, in whatever thread.
+        # Each start of a process calls this too. It reaps children that have ended.
         while not over.is_set():
-            # Before 3.12 the standard library trips over a process that is closed while it looks.
+            # Before 3.12, it may raise AttributeError if a process is closed at the same time.
             with contextlib.suppress(AttributeError):
                 multiprocessing.active_children()
 
     before = sys.getswitchinterval()
-    # They turn in the pool's way more often, and it waits less for its turn.
+    # The threads take turns more often, so that they get in each other's way more often.
     sys.setswitchinterval(before / 25)
     askers = [threading.Thread(target=ask) for _ in range(2)]
     for asker in askers:

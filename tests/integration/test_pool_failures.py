@@ -1,4 +1,4 @@
-"""What can go wrong with a pool's workers and tasks: whatever it is, it has an end, and says why."""
+"""What can go wrong with a pool's workers and tasks: each failure ends in an error that says why; no hang."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals, and start m
 
 
 @own_or_of_the_server
-def test_an_initializer_that_hangs_has_an_end(start_method: str, tmp_path: Path) -> None:
+def test_terminate_ends_an_initializer_that_hangs(start_method: str, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     pool = TaskPool(
         processes=2,
@@ -82,7 +82,7 @@ def test_a_pool_without_tasks_closes_although_its_initializer_hangs(
 
 
 def test_a_pool_without_tasks_lets_its_initializer_finish(tmp_path: Path) -> None:
-    """It was killed in the middle, for nothing that was asked of it."""
+    """It must not be killed in the middle of its work, just because no task is waiting."""
     begun, gate, ended = tmp_path / "begun", tmp_path / "gate", tmp_path / "ended"
     pool = TaskPool(
         processes=1,
@@ -92,7 +92,7 @@ def test_a_pool_without_tasks_lets_its_initializer_finish(tmp_path: Path) -> Non
     )
     wait_until(begun.exists, "it has begun")
     pool.close()
-    # It is told to leave, and has not been killed.
+    # The worker has been told to leave, but not been killed.
     wait_until(
         lambda: all(lane.told_to_leave for lane in pool._engine.dispatcher.lanes.values()),
         "all are told to leave",
@@ -102,8 +102,8 @@ def test_a_pool_without_tasks_lets_its_initializer_finish(tmp_path: Path) -> Non
     assert ended.exists()
 
 
-def test_an_initializer_that_leaves_is_one_that_failed() -> None:
-    # It may have failed before the block is entered.
+def test_an_initializer_that_raises_system_exit_has_failed() -> None:
+    # `raises` comes first: the initializer may have failed before the block is entered.
     with (
         pytest.raises(InitializerFailed, match="SystemExit: no") as caught,
         TaskPool(
@@ -114,7 +114,8 @@ def test_an_initializer_that_leaves_is_one_that_failed() -> None:
     assert isinstance(caught.value.__cause__, SystemExit)
 
 
-def test_an_error_of_an_initializer_that_would_end_who_unpickles_it() -> None:
+def test_an_initializer_error_that_raises_system_exit_when_unpickled() -> None:
+    """The SystemExit must not end the supervisor: it is reported as the initializer's error."""
     with (
         pytest.raises(InitializerFailed, match="SystemExit: 7"),
         TaskPool(
@@ -145,8 +146,8 @@ def fail_and_hang_in(pid: int) -> None:
     raise HangsIn(pid)
 
 
-def test_an_error_of_an_initializer_that_hangs_who_unpickles_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The supervisor hung, and so did the pool and its end."""
+def test_an_initializer_error_whose_unpickling_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor must not hang with it, or the pool would neither work nor end."""
     monkeypatch.setattr(_crew, "_UNPICKLING_SECONDS", 0.1)
     with (
         pytest.raises(InitializerFailed, match=r"HangsIn.*unpickling it takes too long"),
@@ -155,7 +156,7 @@ def test_an_error_of_an_initializer_that_hangs_who_unpickles_it(monkeypatch: pyt
         pool.submit(tasks.square, 1).result(LONG)
 
 
-def test_arguments_that_would_end_the_worker_are_an_error() -> None:
+def test_arguments_that_raise_system_exit_when_unpickled_are_an_error() -> None:
     with TaskPool(processes=1, context="fork") as pool:
         pid = pool.submit(os.getpid).result(LONG)
         with pytest.raises(SerializationError, match="SystemExit: 7"):
@@ -169,7 +170,7 @@ def test_arguments_that_would_end_the_worker_are_an_error() -> None:
         assert pool.submit(os.getpid).result(LONG) == pid
 
 
-def test_a_result_that_would_end_the_program_ends_no_thread_of_the_pool() -> None:
+def test_a_result_that_raises_system_exit_when_unpickled_ends_no_thread_of_the_pool() -> None:
     with TaskPool(processes=1, context="fork") as pool:
         told: list[BaseException] = []
         pool.apply_async(tasks.LeavesWhenUnpickled, error_callback=told.append)
@@ -195,8 +196,8 @@ def fail_without_words() -> None:
     raise Wordless
 
 
-def test_an_error_of_an_initializer_that_has_no_text_is_told_all_the_same() -> None:
-    """The pool could not say it, and was broken after some seconds by that, with an error of its own."""
+def test_an_initializer_error_whose_str_raises_is_reported_all_the_same() -> None:
+    """The pool reports this error, instead of breaking because the error's ``__str__`` fails."""
     with (
         pytest.raises(InitializerFailed, match="Wordless: <no text>") as caught,
         TaskPool(processes=1, initializer=fail_without_words, context="fork") as pool,
@@ -232,7 +233,7 @@ def test_start_ups_that_are_killed_again_and_again_break_the_pool(monkeypatch: p
 
 
 @own_or_of_the_server
-def test_a_stack_overflow_in_c_fails_its_own_task(start_method: str) -> None:
+def test_a_stack_overflow_in_c_fails_only_its_own_task(start_method: str) -> None:
     with TaskPool(processes=1, context=start_method) as pool:
         with pytest.raises(WorkerCrashed) as caught:
             pool.submit(tasks.overflow_the_stack).result(LONG)
@@ -242,30 +243,30 @@ def test_a_stack_overflow_in_c_fails_its_own_task(start_method: str) -> None:
         assert pool.submit(tasks.square, 3).result(LONG) == 9
 
 
-def test_a_counter_that_nobody_else_keeps_lives_until_its_task_has_been_tried_again() -> None:
+def test_a_task_keeps_its_counter_alive_for_its_retries() -> None:
     with TaskPool(processes=1, context="fork") as pool:
         counter = LockedCounter()
         gone = weakref.ref(counter)
         handle = pool.with_options(retries=5).submit(tasks.die_until, counter, 3)
         del counter
-        assert gone() is not None or handle.done(), "the next worker could not open it any more"
+        assert gone() is not None or handle.done(), "the next worker could not open it"
         assert handle.result(LONG) == 3
         wait_until(lambda: gone() is None, "it is gone")
 
 
-def test_big_tasks_on_their_way_to_a_worker_that_dies_hold_up_nothing() -> None:
+def test_big_tasks_on_their_way_to_a_worker_that_dies_are_sent_to_the_next() -> None:
     with TaskPool(1, context="fork") as pool:
         pid = pool.apply(tasks.pid_of_worker)
         os.kill(pid, signal.SIGSTOP)
         wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "it is stopped")
-        # More than a pipe or an inbox takes: to wait until they are read would be to wait for ever.
+        # More than fits into a pipe or an inbox, so a sender that waited for them to be read would never end.
         sizes = [1, 30_000, 1_000_000] * 4
         handles = [pool.submit(len, bytes(size)) for size in sizes]
         os.kill(pid, signal.SIGKILL)
         assert [handle.result(LONG) for handle in handles] == sizes
 
 
-def test_a_poison_task_names_its_deaths(tmp_path: Path) -> None:
+def test_the_error_of_a_task_that_kills_every_worker_names_each_death(tmp_path: Path) -> None:
     path = tmp_path / "count"
     with TaskPool(processes=2, context="fork") as pool:
         with pytest.raises(WorkerCrashed, match="tried 4 times") as caught:
@@ -276,16 +277,16 @@ def test_a_poison_task_names_its_deaths(tmp_path: Path) -> None:
         assert (statistics.crashed, statistics.retried) == (1, 3)
 
 
-# -- hooks that hang -----------------------------------------------------------------------------------------
+# -- pickling, unpickling and callbacks that hang ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("function", [tasks.raise_hanging, tasks.return_hanging])
 @pytest.mark.parametrize("kind", [tasks.HangsWhenPickled, tasks.HangsWhenUnpickled])
-def test_a_hook_that_hangs_in_the_worker_is_under_the_time_limit(
+def test_pickling_that_hangs_in_the_worker_is_under_the_time_limit(
     function: Callable[[type[Exception]], object], kind: type[Exception]
 ) -> None:
     if function is tasks.return_hanging and kind is tasks.HangsWhenUnpickled:
-        pytest.skip("a value is unpickled by whoever asks for it, in that thread")
+        pytest.skip("a value is unpickled in the thread that asks for it, not in the worker")
     with TaskPool(processes=1, context="fork", grace_period=0.1) as pool:
         with pytest.raises(TaskTimeout):
             pool.with_options(timeout=0.1).submit(function, kind).result(LONG)
@@ -295,7 +296,7 @@ def test_a_hook_that_hangs_in_the_worker_is_under_the_time_limit(
         assert pool.submit(tasks.square, 3).result(LONG) == 9
 
 
-def test_a_value_whose_unpickling_hangs_keeps_nobody_but_who_asks_for_it(tmp_path: Path) -> None:
+def test_a_value_whose_unpickling_hangs_blocks_only_the_thread_that_asks_for_it(tmp_path: Path) -> None:
     begun, gate = tmp_path / "begun", tmp_path / "gate"
     got: list[object] = []
     with TaskPool(processes=1, context="fork") as pool:
@@ -305,14 +306,14 @@ def test_a_value_whose_unpickling_hangs_keeps_nobody_but_who_asks_for_it(tmp_pat
         asker = threading.Thread(target=lambda: got.append(handle.result(0)))
         asker.start()
         wait_until(begun.exists, "it has begun")
-        # The others, callbacks among them, go on meanwhile.
+        # Other threads, and callbacks, go on meanwhile.
         called = threading.Event()
         pool.apply_async(tasks.square, (2,), callback=lambda _: called.set())
         assert called.wait(LONG)
         assert pool.map(tasks.square, range(10)) == [n * n for n in range(10)]
         assert handle.done()
         assert not handle.cancel()
-    # So has the end of the pool.
+    # The end of the pool has not waited for it either.
     assert asker.is_alive()
     gate.touch()
     asker.join(LONG)
@@ -320,7 +321,7 @@ def test_a_value_whose_unpickling_hangs_keeps_nobody_but_who_asks_for_it(tmp_pat
     assert str(handle.result(0)) == str(gate)
 
 
-def test_ctrl_c_ends_the_unpickling_of_a_value() -> None:
+def test_ctrl_c_while_a_value_is_unpickled_reaches_the_caller() -> None:
     with TaskPool(processes=1, context="fork") as pool:
         handle = pool.submit(tasks.InterruptsWhenUnpickled)
         for _ in range(2):
@@ -329,7 +330,9 @@ def test_ctrl_c_ends_the_unpickling_of_a_value() -> None:
         assert pool.submit(tasks.square, 3).result(LONG) == 9
 
 
-def test_a_callback_that_hangs_does_not_keep_a_terminated_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_callback_that_hangs_does_not_stop_a_terminated_pool_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(_engine, "_CALLBACK_SECONDS", 0.1)
     over = threading.Event()
     pool = TaskPool(processes=1, context="fork", grace_period=0.1)
@@ -343,10 +346,10 @@ def test_a_callback_that_hangs_does_not_keep_a_terminated_pool(monkeypatch: pyte
     assert begun.wait(LONG)
     assert pool.submit(tasks.square, 3).result(LONG) == 9
     pool.terminate()
-    # Before the callback gives up.
+    # The callback waits for longer than this.
     assert pool.join(LONG / 2)
     over.set()
-    # The thread is the test's own fault, and must not be left behind.
+    # The thread still runs only because of this test's callback: wait for its end.
     for thread in threading.enumerate():
         if thread.name.endswith("-caller"):
             thread.join(LONG)
@@ -389,7 +392,11 @@ def test_a_task_can_be_cancelled_at_each_moment(tmp_path: Path) -> None:
 def test_an_import_that_was_interrupted_harms_no_later_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The module was gone, one that it had imported was not, and nobody could import the first one again."""
+    """A cancelled task is in the middle of importing a package.
+
+    If the worker lived on, it would have the package's submodule but not the package, and the next import of
+    the package would fail.
+    """
     package = tmp_path / "slow_package"
     package.mkdir()
     (package / "inner.py").write_text("NAME = 'inner'\n")
@@ -405,7 +412,7 @@ def test_an_import_that_was_interrupted_harms_no_later_task(
     monkeypatch.syspath_prepend(str(tmp_path))
     with TaskPool(processes=1, context="fork", grace_period=LONG) as pool:
         first = pool.submit(tasks.value_of_module, "slow_package")
-        # One that waits behind it, perhaps in the hands of the same worker, and one that comes later.
+        # This task waits behind it (perhaps sent to the same worker already). Another one comes later.
         behind = pool.submit(tasks.value_of_module, "slow_package")
         wait_until((tmp_path / "begun").exists, "it has begun")
         assert first.cancel()
@@ -434,7 +441,10 @@ with TaskPool(1, context="fork") as pool:
 
 
 def test_a_program_that_runs_in_an_import_keeps_its_workers(tmp_path: Path) -> None:
-    """The frames of that import lie below a forked worker's: each cancel seemed to come in an import."""
+    """A forked worker has the frames of the program's import below its own.
+
+    They must not be taken for an import of the task, after which a worker is replaced.
+    """
     (tmp_path / "program.py").write_text(PROGRAM_IN_AN_IMPORT)
     with python("-c", "import program", cwd=tmp_path) as process:
         printed, errors = process.communicate()
@@ -472,7 +482,7 @@ import sys
 from mpkit.pool import TaskPool
 from tests.contract import pool_tasks as tasks
 if __name__ == "__main__":
-    # Forkserver and resource tracker are processes of multiprocessing: they start before.
+    # The first pool starts multiprocessing's own processes, the fork server and the resource tracker.
     TaskPool(processes=1, context=sys.argv[1]).terminate()
     print("ready", flush=True)
     while True:
@@ -500,7 +510,8 @@ def test_ctrl_c_while_workers_start(start_method: str, delay: float, tmp_path: P
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=LONG)
     assert process.returncode in (-signal.SIGINT, 1)
-    # One error, that of the program; another may be in its chain (on 3.10 `signal.getsignal` handles one).
+    # Only the program itself shows an error, perhaps with another one in its chain (on Python 3.10,
+    # `signal.getsignal` handles one).
     assert err.count("\nKeyboardInterrupt") == 1, err
     assert "Process " not in err, err
     wait_gone(*(child.pid for child in children))
@@ -509,7 +520,7 @@ def test_ctrl_c_while_workers_start(start_method: str, delay: float, tmp_path: P
 # -- idle ----------------------------------------------------------------------------------------------------
 
 
-def test_an_idle_pool_costs_nothing() -> None:
+def test_idle_workers_hardly_ever_wake_up() -> None:
     with TaskPool(processes=2, context="fork") as pool:
         pool.map(tasks.square, range(100))
         processes = [psutil.Process(worker.pid) for worker in pool.workers()]
@@ -520,14 +531,14 @@ def test_an_idle_pool_costs_nothing() -> None:
         def are_idle() -> bool:
             before, began = switches(), time.monotonic()
             time.sleep(1.0)
-            # A worker looks every two seconds, whatever happens.
+            # An idle worker wakes up every two seconds.
             return switches() - before <= 2 + 2 * (time.monotonic() - began)
 
-        # Not at once: those that have just been busy settle, and have their last looks, when they get a core.
+        # Workers that have just been busy need some time on a core before they are idle.
         wait_until(are_idle, "they are idle")
 
 
-def test_a_result_that_hangs_while_it_is_unpickled_harms_nobody_else() -> None:
+def test_a_result_that_is_slow_to_unpickle_does_not_delay_other_tasks() -> None:
     with TaskPool(processes=1, context="fork") as pool:
         handle = pool.submit(tasks.return_slow, 0.5)
         waiting = threading.Thread(target=handle.result)
@@ -539,11 +550,11 @@ def test_a_result_that_hangs_while_it_is_unpickled_harms_nobody_else() -> None:
 
 
 class Alarm(Exception):
-    """What the handler of a signal raises."""
+    """What a signal handler raises."""
 
 
 def test_an_alarm_while_a_result_is_unpickled_does_not_become_the_result(tmp_path: Path) -> None:
-    """No time limit bounds unpickling; whoever bounds it with an alarm may ask again."""
+    """No time limit applies to unpickling. A program that limits it by an alarm may call `result` again."""
 
     begun, gate = tmp_path / "begun", tmp_path / "gate"
     main = threading.get_ident()

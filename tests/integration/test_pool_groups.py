@@ -1,4 +1,4 @@
-"""Short items of a lazy map are sent in groups, and nobody can tell."""
+"""Short items of a lazy map are sent in groups; apart from the speed, that makes no difference."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 
 @pytest.fixture
 def pool() -> Iterator[TaskPool]:
-    # Groups are made here and taken apart by the worker, however that was started.
+    # Fork is enough: how a worker was started makes no difference to groups.
     with TaskPool(2, context="fork") as pool:
         yield pool
 
 
 @pytest.fixture
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many items each group has that is sent from now on."""
+    """The number of items in each group that is sent from now on."""
     numbers: list[int] = []
     real = Submission.submit
 
@@ -40,14 +40,14 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return real(self, function, blob, flags, arguments, *rest)
 
     monkeypatch.setattr(Submission, "submit", submit)
-    # They are short, however long they take on a machine that is busy with other things.
+    # Items count as short, even if they take long because the machine is busy with other things.
     took = Function.took
     monkeypatch.setattr(Function, "took", lambda self, run_ns: took(self, min(run_ns, 5_000)))
     return numbers
 
 
 def find_out(pool: TaskPool, function: Any, items: Iterable[Any]) -> None:
-    """Have the pool know how short the items are."""
+    """Let the pool find out that the items of this function are short."""
     list(pool.imap(function, items))
 
 
@@ -82,7 +82,7 @@ def test_each_item_has_its_own_outcome(pool: TaskPool, groups: list[int]) -> Non
     assert groups
 
 
-def test_a_death_is_that_of_its_item_and_nothing_is_done_twice(
+def test_a_worker_death_fails_one_item_and_no_item_runs_twice(
     pool: TaskPool, groups: list[int], tmp_path: Path
 ) -> None:
     log = str(tmp_path / "log")
@@ -95,7 +95,7 @@ def test_a_death_is_that_of_its_item_and_nothing_is_done_twice(
     assert groups
 
 
-def test_a_lost_item_is_tried_again(pool: TaskPool, groups: list[int], tmp_path: Path) -> None:
+def test_a_lost_item_of_a_group_is_tried_again(pool: TaskPool, groups: list[int], tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     view = pool.with_options(retries=2)
     find_out(pool, tasks.note_and_die_at, [(log, -1, 0)] * 50)
@@ -107,7 +107,7 @@ def test_a_lost_item_is_tried_again(pool: TaskPool, groups: list[int], tmp_path:
     assert groups
 
 
-def test_items_share_nothing(pool: TaskPool, groups: list[int]) -> None:
+def test_items_of_a_group_share_no_objects(pool: TaskPool, groups: list[int]) -> None:
     find_out(pool, tasks.appended, [[] for _ in range(50)])
     groups.clear()
     same: list[int] = []
@@ -117,14 +117,14 @@ def test_items_share_nothing(pool: TaskPool, groups: list[int]) -> None:
     assert groups
 
 
-def test_results_share_nothing(pool: TaskPool, groups: list[int]) -> None:
+def test_results_of_a_group_share_no_objects(pool: TaskPool, groups: list[int]) -> None:
     find_out(pool, tasks.same_list, range(50))
     results = list(pool.imap(tasks.same_list, range(200)))
     assert groups
     assert len(set(map(id, results))) == 200
 
 
-def test_an_iterator_may_wait_for_what_the_item_before_does(pool: TaskPool, groups: list[int]) -> None:
+def test_the_input_may_wait_for_what_the_item_before_does(pool: TaskPool, groups: list[int]) -> None:
     find_out(pool, tasks.square, range(300))
     groups.clear()
     with BoundedQueue[int]() as work:
@@ -141,14 +141,14 @@ def _fed_back(work: BoundedQueue[int]) -> Iterator[tuple[BoundedQueue[int], int]
         yield work, number
 
 
-def test_with_a_time_limit_each_item_is_a_task(pool: TaskPool, groups: list[int]) -> None:
+def test_with_a_time_limit_items_are_not_grouped(pool: TaskPool, groups: list[int]) -> None:
     find_out(pool, tasks.square, range(300))
     groups.clear()
     assert list(pool.with_options(timeout=PATIENCE).imap(tasks.square, range(300)))[-1] == 299 * 299
     assert not groups
 
 
-def test_the_buffer_holds_no_more_than_it_says(pool: TaskPool, groups: list[int]) -> None:
+def test_no_more_items_are_sent_than_buffersize(pool: TaskPool, groups: list[int]) -> None:
     find_out(pool, tasks.square, range(600))
     results = pool.imap(tasks.square, range(10_000), buffersize=40)
     before = pool.statistics().submitted
@@ -159,7 +159,7 @@ def test_the_buffer_holds_no_more_than_it_says(pool: TaskPool, groups: list[int]
     assert sum(1 for _ in results) == 9999
 
 
-def test_closing_it_in_the_middle_leaves_nothing(pool: TaskPool, groups: list[int]) -> None:
+def test_after_closing_the_iterator_in_the_middle_the_pool_goes_on(pool: TaskPool, groups: list[int]) -> None:
     find_out(pool, tasks.square, range(300))
     results = pool.imap_unordered(tasks.square, range(100_000))
     for _ in range(10):

@@ -1,4 +1,7 @@
-"""Ctrl-C at any step of the main thread's work with a pool: every handle ends, and the pool goes on."""
+"""Ctrl-C (or another signal) at any step of the main thread's work with a pool.
+
+Afterwards the pool can be used as before, and no handle stays pending for ever.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ from tests.helpers.waiting import PATIENCE, wait_until
 
 # See tests/unit/shm/test_interrupts.py.
 OPCODES = bool(os.environ.get("MPKIT_EVERY_OPCODE")) and sys.version_info < (3, 11)
-#: A wait looks around for as long as it likes, so that there is no last one.
+#: The steps at which to interrupt. There is a limit because an operation that waits has no last step.
 STEPS = range(6000) if OPCODES else range(1200)
 
 Handles = list[TaskHandle[Any]]
@@ -45,7 +48,8 @@ Handles = list[TaskHandle[Any]]
 def pool() -> Iterator[TaskPool]:
     called = threading.Event()
     with TaskPool(processes=2, context="fork") as pool:
-        # The thread for callbacks comes with the first one, and then stays: no test is to be blamed for it.
+        # The thread for callbacks starts with the first callback, and then stays. It is started here, so that
+        # no test is blamed for leaving it behind.
         pool.apply_async(tasks.square, (3,), callback=lambda _: called.set())
         assert called.wait(PATIENCE)
         yield pool
@@ -76,7 +80,7 @@ def be_called_back(pool: TaskPool, handles: Handles) -> None:
 
 
 def do_nothing(_handle: object) -> None:
-    """Somebody is to be called."""
+    """A callback, so that there is one to call."""
 
 
 def copy_of(data: Any) -> bytes:
@@ -128,15 +132,16 @@ def was_cancelled(handle: TaskHandle[Any]) -> bool:
     ],
     ids=lambda f: f.__name__,
 )
-def test_the_pool_goes_on(
+def test_after_ctrl_c_at_any_step_the_pool_goes_on(
     pool: TaskPool, work: Callable[[TaskPool, Handles], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # In a destructor Python reports Ctrl-C and goes on. The hook of pytest keeps what was being destroyed.
+    # If Ctrl-C comes in a destructor, Python only reports it and goes on. pytest's hook for such reports
+    # would keep the object alive.
     monkeypatch.setattr(sys, "unraisablehook", lambda _report: None)
     handles: Handles = []
     for step in STEPS:
         reached = interrupt_at(step, partial(work, pool, handles), opcodes=OPCODES)
-        # Here, and by whoever leads meanwhile in another thread's place.
+        # The pool works, whichever thread leads now.
         assert pool.submit(tasks.square, 5).result(PATIENCE) == 25
         if not reached:
             break
@@ -144,14 +149,15 @@ def test_the_pool_goes_on(
     cancelled = [was_cancelled(handle) for handle in handles]
     assert work is cancel or not any(cancelled), "an outcome was lost"
     handles.clear()
-    # What a destructor was kept from, the next parcel does.
+    # If a destructor was interrupted, the next parcel does its work.
     pool.share(bytearray(100_000)).close()
     wait_until(lambda: pool.statistics().queued == pool.statistics().running == 0, "nothing is under way")
 
 
 class Alarm(BaseException):
-    """What the handler of another signal raises; while something is being pickled, an `Exception` would be
-    taken for one of the pickling.
+    """What the handler of another signal raises.
+
+    It is no `Exception`: during pickling, that would be taken for an error of the pickled object.
     """
 
 
@@ -166,29 +172,32 @@ def alarms() -> Iterator[None]:
     signal.signal(signal.SIGUSR1, before)
 
 
-#: Beside what `needs_a_trace_that_raises` says: with exceptions that reach the caller, some runs end with a
-#: SystemError of the interpreter's weak references there (seen on 3.14.7).
-needs_a_lock = pytest.mark.skipif(FREE_THREADED, reason="they upset free-threaded builds, too")
+#: In free-threaded builds, exceptions of signal handlers that reach the caller sometimes end in a SystemError
+#: of the interpreter's weak references (seen on 3.14.7). See also `needs_a_trace_that_raises`.
+needs_the_gil = pytest.mark.skipif(FREE_THREADED, reason="may end in a SystemError of the interpreter")
 
 
 def alarm_at(step: int, operation: Callable[[], object]) -> bool:
     return interrupt_at(step, operation, signum=signal.SIGUSR1, raises=Alarm)
 
 
-@needs_a_lock
+@needs_the_gil
 @needs_a_trace_that_raises
 @pytest.mark.parametrize(
     "work",
     [submit_and_wait, be_called_back, map_chunks, cancel],
     ids=lambda f: f.__name__,
 )
-def test_the_pool_goes_on_after_other_signals(
+def test_after_an_exception_of_a_signal_handler_at_any_step_the_pool_goes_on(
     pool: TaskPool,
     work: Callable[[TaskPool, Handles], None],
     monkeypatch: pytest.MonkeyPatch,
     alarms: None,
 ) -> None:
-    """Nothing keeps these away: so a task may be lost, which its handle says. None waits for ever."""
+    """mpkit defers Ctrl-C at critical steps, but not other signals, so a task may be lost.
+
+    Even then its handle must end, with an error; no handle stays pending for ever.
+    """
     monkeypatch.setattr(sys, "unraisablehook", lambda _report: None)
     for step in STEPS:
         handles: Handles = []
@@ -205,8 +214,8 @@ def test_the_pool_goes_on_after_other_signals(
 
 
 @needs_a_trace_that_raises
-def test_ctrl_c_while_a_bar_is_noted_leaves_nothing_locked(pool: TaskPool) -> None:
-    """A `with` of the lock in this thread would: the handler may run when it has just been taken."""
+def test_ctrl_c_while_a_progress_bar_is_registered_leaves_nothing_locked(pool: TaskPool) -> None:
+    """A plain `with lock:` could leave it locked: the handler may run when the lock has just been taken."""
     enters = InterruptibleLock.__enter__.__code__
 
     def trace(frame: FrameType, _event: str, _arg: Any) -> Any:
@@ -230,7 +239,7 @@ def test_ctrl_c_while_a_bar_is_noted_leaves_nothing_locked(pool: TaskPool) -> No
     assert not was_locked
 
 
-#: They would not end within the time of any test.
+#: A task that would not end within the time limit of any test.
 touch_and_hang = partial(tasks.touch_and_wait, seconds=600.0)
 
 
@@ -246,7 +255,7 @@ touch_and_hang = partial(tasks.touch_and_wait, seconds=600.0)
     ],
     ids=["map", "one chunk", "starmap", "apply", "imap", "next"],
 )
-def test_what_nobody_can_ask_for_any_more_is_cancelled(
+def test_a_call_that_is_interrupted_cancels_its_tasks(
     wait_for_all: Callable[[TaskPool, list[str]], object], tmp_path: Path, alarms: None
 ) -> None:
     paths = [str(tmp_path / str(n)) for n in range(3)]
@@ -254,7 +263,7 @@ def test_what_nobody_can_ask_for_any_more_is_cancelled(
     assert main is not None
 
     def is_waiting() -> bool:
-        # An exception while the tasks are being sent is another matter.
+        # Interrupt only the wait: an exception while the tasks are being sent is another case.
         waiting = (TaskHandle.result.__code__, Lead.wait_for.__code__)
         frame: FrameType | None = sys._current_frames()[main]
         while frame is not None and frame.f_code not in waiting:
@@ -268,16 +277,16 @@ def test_what_nobody_can_ask_for_any_more_is_cancelled(
     with TaskPool(1) as pool:
         thread = threading.Thread(target=interrupt)
         thread.start()
-        # The traceback is kept, as notebooks and interactive sessions do.
+        # Keep the traceback, and so all objects in its frames, as notebooks and interactive sessions do.
         with pytest.raises(Alarm) as _kept:
             wait_for_all(pool, paths)
         thread.join()
-        # Behind them, in the only worker.
+        # This task comes behind them in the only worker, so they have ended.
         assert pool.submit(tasks.square, 5).result(PATIENCE) == 25
         assert not any(map(os.path.exists, paths[1:]))
 
 
-def test_no_further_item_begins_while_a_map_is_cancelled(tmp_path: Path) -> None:
+def test_no_item_begins_while_a_map_is_cancelled(tmp_path: Path) -> None:
     with TaskPool(2) as pool:
         handle = pool.map_async(touch_and_hang, [str(tmp_path / str(n)) for n in range(5000)], chunksize=1)
         wait_until(lambda: len(os.listdir(tmp_path)) == 2, "two have begun")
@@ -287,18 +296,20 @@ def test_no_further_item_begins_while_a_map_is_cancelled(tmp_path: Path) -> None
     assert len(os.listdir(tmp_path)) == 2
 
 
-def is_there(pool: TaskPool, handle: TaskHandle[Any]) -> bool:
+def is_fetched_or_can_be(pool: TaskPool, handle: TaskHandle[Any]) -> bool:
     return pool._engine.dispatcher.has_outcomes() or handle._is_settled()
 
 
-@needs_a_lock
+@needs_the_gil
 @needs_a_trace_that_raises
-def test_cancelling_what_runs_with_another_outcome_there(pool: TaskPool, alarms: None) -> None:
-    """The outcome was in the hands of the thread that was interrupted, and nowhere else."""
+def test_an_interrupted_cancel_does_not_lose_the_outcome_of_another_task(
+    pool: TaskPool, alarms: None
+) -> None:
+    """The thread that is interrupted may have fetched that outcome, and must not drop it."""
     for step in STEPS:
         other, running = pool.submit(tasks.square, 3), pool.submit(time.sleep, PATIENCE)
-        # It lies there, or somebody has just fetched it.
-        wait_until(partial(is_there, pool, other), "an outcome is there")
+        # It is there, or another thread has just fetched it.
+        wait_until(partial(is_fetched_or_can_be, pool, other), "an outcome is there")
         reached = alarm_at(step, running.cancel)
         running.cancel()
         for handle in (other, running):
@@ -309,13 +320,11 @@ def test_cancelling_what_runs_with_another_outcome_there(pool: TaskPool, alarms:
     assert step > 20
 
 
-@needs_a_lock
+@needs_the_gil
 @needs_a_trace_that_raises
 @pytest.mark.parametrize("raises", [KeyboardInterrupt, Alarm])
-def test_a_wait_for_room_that_is_interrupted_keeps_nobody_waiting(
-    raises: type[BaseException], alarms: None
-) -> None:
-    """Its place in the queue for room stayed taken: nobody came after it, though the pool was idle."""
+def test_an_interrupted_wait_for_room_gives_up_its_place(raises: type[BaseException], alarms: None) -> None:
+    """If its place in the queue for room stayed taken, later submits would wait for ever in an idle pool."""
     signum = signal.SIGINT if raises is KeyboardInterrupt else signal.SIGUSR1
     with TaskPool(1, context="fork", max_pending=1) as pool:
 
@@ -337,14 +346,14 @@ def is_waited_for(handle: TaskHandle[Any]) -> bool:
     return bool(vars(handle).get("_waiters")) or handle._is_settled()
 
 
-@needs_a_lock
+@needs_the_gil
 @needs_a_trace_that_raises
-def test_others_who_wait_are_told_whatever_interrupts_the_one_who_fetches(
+def test_waiting_threads_are_told_even_if_the_fetching_thread_is_interrupted(
     pool: TaskPool, alarms: None
 ) -> None:
-    """They waited for ever when it was interrupted between taking note of the outcome and telling them."""
+    """An interrupt between recording an outcome and telling the other threads must not leave them waiting."""
     for step in range(0, 450, 2):
-        # It may have ended before anybody waits; then there is nothing to interrupt, which is no matter.
+        # If the task ends before the thread waits, this step interrupts nothing. That does not matter.
         handle = pool.submit(time.sleep, 0.003)
         waiting = threading.Thread(target=concurrent.futures.wait, args=([handle],))
         waiting.start()
@@ -352,13 +361,13 @@ def test_others_who_wait_are_told_whatever_interrupts_the_one_who_fetches(
         alarm_at(step, partial(handle.result, PATIENCE))
         waiting.join(PATIENCE)
         assert not waiting.is_alive(), f"step {step}: {handle!r}"
-    wait_until(lambda: not pool._engine.collector._watched, "nobody is watched")
+    wait_until(lambda: not pool._engine.collector._watched, "no handle is watched any more")
 
 
-@needs_a_lock
+@needs_the_gil
 @needs_a_trace_that_raises
 @pytest.mark.parametrize("step", range(0, 200, 7))
-def test_a_pool_whose_end_another_signal_interrupts_ends(step: int, alarms: None) -> None:
+def test_a_pool_whose_terminate_is_interrupted_ends_at_the_next_one(step: int, alarms: None) -> None:
     pool = TaskPool(1, context="fork")
     handles: Handles = [pool.submit(time.sleep, PATIENCE) for _ in range(3)]
     wait_until(handles[0].running, "it runs")
@@ -381,22 +390,22 @@ def leave_by_an_error() -> None:
         raise ZeroDivisionError
 
 
-#: What was behind the facades of the pools that were made.
+#: The engines of the pools that were made. (A `TaskPool` is a facade; its engine is what would go on.)
 ended: list[weakref.ref[Engine]] = []
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @needs_a_trace_that_raises
-# The first lines of both are those that make the pool: the first run goes through them.
+# Both functions begin with the same steps, those that make the pool. The first run covers them.
 @pytest.mark.parametrize("leave, first", [(leave_in_order, 0), (leave_by_an_error, 30)])
 @pytest.mark.usefixtures("_short_collections")
 def test_ctrl_c_at_the_end_of_a_block_leaves_no_pool_behind(leave: Callable[[], None], first: int) -> None:
-    """It went on without an owner, until the program ended: it passed for one that somebody would end."""
+    """Otherwise the pool goes on until the program ends, although nothing refers to it any more."""
     for step in range(first, 90):
         reached = interrupt_at(step, leave, traced=(os.path.join("pool", "_facade.py"),))
         assert step > first or not ended, "the block has begun already"
-        # The traceback that the interrupt has left holds frames.
+        # The traceback of the interrupt refers to frames, and those to the pool.
         gc.collect()
         for engine in [found for found in (each() for each in ended) if found is not None]:
             wait_until(engine.is_over, f"step {step}: the pool is over")
@@ -407,7 +416,7 @@ def test_ctrl_c_at_the_end_of_a_block_leaves_no_pool_behind(leave: Callable[[], 
 
 
 class InterruptsWhenPickled:
-    """For an initializer, which is pickled while the pool is being made."""
+    """An argument for an initializer: it is pickled while the pool is being made, and causes Ctrl-C then."""
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
         signal.raise_signal(signal.SIGINT)
@@ -416,7 +425,7 @@ class InterruptsWhenPickled:
 
 @needs_a_trace_that_raises
 def test_an_interrupt_while_a_closed_pool_refuses_a_task_leaves_nothing_locked() -> None:
-    """Python 3.10 looks for signals where an `except` begins: just before the lock was to be given back."""
+    """Python 3.10 checks for signals where an `except` block begins, which may be just before a release."""
     with TaskPool(1) as pool:
         pool.close()
         lock = pool._engine.dispatcher.lock
@@ -433,17 +442,17 @@ def test_an_interrupt_while_a_closed_pool_refuses_a_task_leaves_nothing_locked()
         assert step > 10
 
 
-def test_an_interrupt_while_a_pool_is_made_leaves_none() -> None:
+def test_ctrl_c_while_a_pool_is_made_leaves_no_workers() -> None:
     children = set(multiprocessing.active_children())
     with pytest.raises(KeyboardInterrupt):
         TaskPool(2, initializer=isinstance, initargs=(InterruptsWhenPickled(), object), context="fork")
     assert set(multiprocessing.active_children()) == children
 
 
-def test_an_interrupt_just_when_a_worker_is_started_does_not_keep_others_from_it(
+def test_ctrl_c_while_a_worker_is_started_releases_the_lock_for_starting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From Python 3.14 on one may come between a call that takes a lock and the block that gives it back."""
+    """Since Python 3.14, it may come between the call that takes a lock and the block that releases it."""
     lock = InterruptibleLock()
     take = lock.acquire
 
@@ -458,7 +467,7 @@ def test_an_interrupt_just_when_a_worker_is_started_does_not_keep_others_from_it
     assert not lock.is_owned()
 
 
-def test_an_interrupt_that_raises_nothing_lets_the_pool_be_made() -> None:
+def test_a_sigint_handler_that_does_not_raise_does_not_stop_a_pool_from_being_made() -> None:
     interrupts: list[int] = []
     before = signal.signal(signal.SIGINT, lambda signum, _frame: interrupts.append(signum))
     try:

@@ -1,4 +1,7 @@
-"""Workers that leave or are sent home: each with the least that has kept a pool waiting, or broken it."""
+"""Workers that leave (by themselves, or because the pool ends): none keeps the pool waiting, or breaks it.
+
+Each test is the smallest program that shows a fault that was found once.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +38,16 @@ _LIMIT = 1 << 40
 
 @pytest.fixture(autouse=True)
 def _replaced_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has left and stays; most workers here do, whatever time they are given."""
+    """A worker that has left but does not end is replaced soon. Most workers here never end by themselves."""
     monkeypatch.setattr(_leavers, "_GOING_SECONDS", 0.1)
 
 
-def test_workers_that_are_sent_home_while_they_start_are_no_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each counted as a start-up that had failed: ten of them made a closed pool a broken one.
+def test_workers_that_are_told_to_leave_while_they_start_are_no_failures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If each counted as a failed start-up, ten of them would make a closed pool a broken one.
 
-    And each was followed by looks at all names in shared memory, which took most of the time.
+    Nor should the pool search all names in shared memory after each of them, which takes long.
     """
     looked: list[object] = []
 
@@ -61,13 +66,13 @@ def test_workers_that_are_sent_home_while_they_start_are_no_failures(monkeypatch
     assert looked == []
 
 
-def test_a_worker_that_nobody_can_look_at_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It passed for dead, and was left alone: the program waited for it at its end."""
+def test_a_worker_that_cannot_be_examined_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it counted as dead, it would be left alone, and the program would wait for it at its end."""
     look = identity.of
     first: list[int] = []
 
     def of(pid: int) -> identity.ProcessIdentity | None:
-        # As if there were no descriptor left.
+        # As if no descriptor were left to examine the first worker.
         first[:] = first or [pid]
         return None if pid in first else look(pid)
 
@@ -75,7 +80,7 @@ def test_a_worker_that_nobody_can_look_at_does_not_stay(monkeypatch: pytest.Monk
     with TaskPool(1, context="fork") as pool:
         assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
         assert pool.submit(os.getpid).result(PATIENCE) not in first
-        # Its exit code has been taken: nothing of it is left, not even a zombie.
+        # It has been reaped: there is not even a zombie.
         with pytest.raises(ProcessLookupError):
             os.kill(first[0], 0)
 
@@ -84,19 +89,19 @@ def test_a_worker_that_nobody_can_look_at_does_not_stay(monkeypatch: pytest.Monk
 
 
 def stay(gate: str, done: str) -> int:
-    """Leave a thread behind that goes on until the gate is there; a process does not end before it."""
+    """Leave a thread running until the file `gate` exists. The worker's process does not end before that."""
 
     def go_on() -> None:
         tasks.wait_for_file(gate)
         tasks.touch(done)
 
-    # In a fork that a thread of the pool has made, threads would be daemons otherwise, as that one is.
+    # `daemon` must be given: a thread is a daemon by default in a worker that a daemon thread has forked.
     threading.Thread(target=go_on, daemon=False).start()
     return os.getpid()
 
 
 def leave_child(_number: int) -> tuple[int, int]:
-    """Leave a process behind, which multiprocessing waits for at the end of this one."""
+    """Leave a child process running, which multiprocessing waits for at the end of this process."""
     child = multiprocessing.get_context("fork").Process(target=signal.pause)
     child.start()
     assert child.pid is not None
@@ -104,14 +109,14 @@ def leave_child(_number: int) -> tuple[int, int]:
 
 
 def test_a_worker_that_has_left_and_does_not_end_is_replaced(tmp_path: Path) -> None:
-    """Nobody noticed that it had left: what came next waited for ever."""
+    """Otherwise the next tasks wait for ever for a worker that takes no more."""
     gate, done = tmp_path / "gate", tmp_path / "done"
     with TaskPool(1, maxtasksperchild=1, context="fork") as pool:
         first = pool.submit(stay, str(gate), str(done)).result(PATIENCE)
         pids = {pool.submit(os.getpid).result(PATIENCE) for _ in range(2)}
         assert len(pids) == 2
         assert first not in pids
-        # What it was left for goes on to its end.
+        # The thread that keeps it from ending may finish.
         assert {worker.pid: worker.state for worker in pool.workers()}[first] == "leaving"
         gate.touch()
         wait_until(done.exists, "the thread has ended by itself")
@@ -123,12 +128,12 @@ def test_a_worker_that_has_left_and_does_not_end_is_replaced(tmp_path: Path) -> 
 def test_what_was_sent_ahead_to_a_worker_that_leaves_goes_to_others(
     dies: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stayed with it, though others were there."""
+    """They must not stay with the worker that leaves while other workers could run them."""
     begun, gate, never = tmp_path / "begun", tmp_path / "gate", tmp_path / "never"
     monkeypatch.setattr(_worker, "own_rss_bytes", lambda: 2 * _LIMIT if begun.exists() else 0)
 
     def nothing_or_stay(number: int) -> int:
-        """One function for both, so that it is known to be short and is sent ahead."""
+        """One function for all tasks: only if it is known to be short, more of them are sent ahead."""
         if not number:
             begun.touch()
             tasks.wait_for_file(str(gate))
@@ -148,14 +153,14 @@ def test_what_was_sent_ahead_to_a_worker_that_leaves_goes_to_others(
         wait_until(lambda: lane.words[STATE] == LEAVING, "it leaves")
         if dies:
             os.kill(lane.pid, signal.SIGKILL)
-        # In the others there is no way to be over the limit.
+        # From now on no worker is over the limit.
         begun.unlink()
         assert [handle.result(PATIENCE) for handle in (first, *others)] == list(range(10))
         assert (pool.statistics().succeeded, pool.statistics().crashed) == (30, 0)
 
 
 def test_the_end_of_a_pool_does_not_wait_for_what_tasks_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`join` never came back."""
+    """Otherwise `join` never returns."""
     monkeypatch.setattr(_leavers, "_LEAST_SECONDS", 0.2)
     with TaskPool(2, maxtasksperchild=1, context="fork", grace_period=0.01) as pool:
         handles = [pool.submit(leave_child, number) for number in range(4)]
@@ -166,10 +171,10 @@ def test_the_end_of_a_pool_does_not_wait_for_what_tasks_have_left(monkeypatch: p
         wait_gone(*(pid for pair in pids for pid in pair))
 
 
-def test_workers_that_have_left_do_not_become_more_and_more(
+def test_the_number_of_workers_that_have_left_and_stay_is_limited(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Beyond as many as the pool has workers, the oldest ones end."""
+    """If there are more of them than the pool has workers, the oldest ones are ended."""
     monkeypatch.setattr(_leavers, "_GOING_SECONDS", 0.0)
     monkeypatch.setattr(_leavers, "_LEAST_SECONDS", 0.1)
     never = str(tmp_path / "never")
@@ -193,10 +198,10 @@ def test_a_worker_that_has_left_does_not_stay_for_ever(
         assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
 
 
-def test_a_worker_that_stays_does_not_keep_the_others_from_being_looked_at(
+def test_a_worker_that_stays_does_not_delay_the_checks_of_the_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Without a time limit a task was first looked at when that one was due, in up to a minute."""
+    """Otherwise a task without a time limit is first checked when that worker is, after up to a minute."""
     monkeypatch.setattr(_leavers, "_GOING_SECONDS", 0.0)
     monkeypatch.setattr(_leavers, "_MOST_SECONDS", 10 * PATIENCE)
     with TaskPool(1, maxtasksperchild=1, context="fork", max_memory_bytes=_LIMIT) as pool:
@@ -214,7 +219,7 @@ def test_a_worker_that_stays_does_not_keep_the_others_from_being_looked_at(
 
 
 def test_a_worker_that_leaves_is_not_idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It was counted, against what the snapshots say."""
+    """`statistics` must not count it as idle when `workers` says that it is leaving."""
     monkeypatch.setattr(_leavers, "_GOING_SECONDS", PATIENCE)
     gate = tmp_path / "gate"
     with TaskPool(1, maxtasksperchild=1, context="fork") as pool:
@@ -230,8 +235,8 @@ def stay_and_fail(gate: str) -> None:
     raise ValueError(gate)
 
 
-def test_an_initializer_that_fails_and_leaves_a_thread(tmp_path: Path) -> None:
-    """Tasks waited for the end of the process."""
+def test_a_failed_initializer_that_leaves_a_thread_breaks_the_pool_at_once(tmp_path: Path) -> None:
+    """The tasks must not wait for the end of the process, which the thread delays."""
     never = str(tmp_path / "never")
     pool = TaskPool(1, initializer=stay_and_fail, initargs=(never,), context="fork", grace_period=0.01)
     with pytest.raises(InitializerFailed, match="never"):
@@ -242,7 +247,7 @@ def test_an_initializer_that_fails_and_leaves_a_thread(tmp_path: Path) -> None:
 def test_terminate_does_not_wait_as_long_as_close_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that `close` had told to leave was not told to end."""
+    """`terminate` must also end a worker that `close` has already told to leave."""
     monkeypatch.setattr(_leavers, "_LEAST_SECONDS", 2 * PATIENCE)
     with TaskPool(1, context="fork") as pool:
         pid = pool.submit(stay, str(tmp_path / "never"), "").result(PATIENCE)
@@ -260,8 +265,8 @@ def start_a_program(pids: str) -> None:
     program.wait()
 
 
-def test_terminate_ends_what_a_task_has_started_as_well(tmp_path: Path) -> None:
-    """It went on without anybody who knew of it."""
+def test_terminate_ends_a_program_that_a_task_has_started(tmp_path: Path) -> None:
+    """Otherwise the program goes on, and nothing is left that would end it."""
     started = tmp_path / "pid"
     with TaskPool(1, context="fork") as pool:
         pool.submit(start_a_program, str(started))

@@ -1,4 +1,4 @@
-"""The pool in its surroundings: dropped, forked, interrupted, nested, shared, logged, awaited."""
+"""The pool in whole programs: its end, limits, threads, coroutines, big data, logging, nesting, leaks."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def run_script(
 def test_a_dropped_pool_ends_and_warns() -> None:
     pool = TaskPool(processes=1, context="fork", grace_period=0.2)
     handle = pool.submit(tasks.hang)
-    gc.collect()  # what other tests have left may warn as well
+    gc.collect()  # garbage of other tests may warn as well
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         del pool
@@ -86,7 +86,7 @@ def test_a_view_keeps_its_pool_alive() -> None:
     assert pool.join(LONG)
 
 
-def test_join_needs_an_end() -> None:
+def test_join_needs_close_or_terminate() -> None:
     with TaskPool(processes=1, context="fork") as pool:
         with pytest.raises(ValueError, match="still open"):
             pool.join()
@@ -94,13 +94,13 @@ def test_join_needs_an_end() -> None:
         pool.close()
         assert not pool.join(0.01)
         handle.cancel()
-        # Longer than the system's clocks reach.
+        # More seconds than the system's clocks can represent.
         assert pool.join(10**30)
         pool.close()
         pool.terminate()
 
 
-def test_an_exception_in_the_block_terminates() -> None:
+def test_an_exception_in_the_block_terminates_the_pool() -> None:
     with pytest.raises(KeyError), TaskPool(processes=1, context="fork") as pool:
         handle = pool.submit(tasks.hang)
         raise KeyError
@@ -204,7 +204,7 @@ if __name__ == "__main__":
     wait_gone(*workers)
 
 
-def test_a_fork_cannot_use_the_pool_and_does_it_no_harm() -> None:
+def test_a_forked_child_cannot_use_the_pool_and_does_it_no_harm() -> None:
     with TaskPool(processes=1, context="fork") as pool:
         assert pool.apply(tasks.square, (2,)) == 4
         pid = os.fork()
@@ -249,7 +249,7 @@ def test_submit_waits_while_too_many_tasks_wait(tmp_path: Path) -> None:
         assert [handle.result(LONG) for handle in handles] == [str(gate)] * 4
 
 
-def test_a_task_may_catch_the_interrupt_and_is_over_all_the_same(tmp_path: Path) -> None:
+def test_a_cancelled_task_that_catches_the_interrupt_and_returns_keeps_its_worker(tmp_path: Path) -> None:
     with TaskPool(processes=1, context="fork") as pool:
         begun = tmp_path / "begun"
         pid = pool.apply(tasks.pid_of_worker)
@@ -368,7 +368,7 @@ def test_handles_can_be_awaited(tmp_path: Path) -> None:
         assert pool.apply(tasks.square, (3,)) == 9
 
 
-def test_the_executor_is_one() -> None:
+def test_the_executor_behaves_like_one_of_concurrent_futures() -> None:
     with TaskPool(processes=2, context="fork") as pool:
         with pool.executor as executor:
             handles = [executor.submit(tasks.square, n) for n in range(5)]
@@ -382,7 +382,7 @@ def test_the_executor_is_one() -> None:
 # -- imap ----------------------------------------------------------------------------------------------------
 
 
-def test_imap_reads_no_more_than_it_holds() -> None:
+def test_imap_reads_ahead_no_more_than_buffersize() -> None:
     read: list[int] = []
 
     def endless() -> object:
@@ -401,7 +401,7 @@ def test_imap_reads_no_more_than_it_holds() -> None:
         assert pool.apply(tasks.square, (2,)) == 4
 
 
-def test_an_error_of_the_input_comes_at_its_place() -> None:
+def test_an_error_of_the_input_comes_after_the_results_before_it() -> None:
     def items() -> object:
         yield from range(3)
         raise LookupError("no more")
@@ -425,13 +425,13 @@ class _Labelled(TaskPool):
 
 
 def test_a_derived_pool_may_have_a_repr_of_its_own() -> None:
-    """It was asked for it before its own attributes were set."""
+    """TaskPool's ``__init__`` must not call it: the attributes of the derived class are not set yet."""
     with _Labelled() as pool:
         assert pool.apply(tasks.square, (3,)) == 9
         assert repr(pool) == "<mine>"
 
 
-def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_shows_a_bar_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     with TaskPool(processes=1, context="fork") as pool:
         assert pool.map(tasks.square, range(10), progress=True) == [n * n for n in range(10)]
         assert len(list(pool.imap(tasks.square, range(10), progress=True))) == 10
@@ -441,7 +441,7 @@ def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
 # -- data ----------------------------------------------------------------------------------------------------
 
 
-def test_a_shared_object_arrives_as_itself() -> None:
+def test_a_shared_object_arrives_as_its_value() -> None:
     array = np.arange(100_000, dtype=np.float64)
     with TaskPool(processes=2, context="fork") as pool:
         with pool.share(array) as shared:
@@ -454,9 +454,9 @@ def test_a_shared_object_arrives_as_itself() -> None:
             assert shared.value is array
         with pytest.raises(SerializationError, match="closed"):
             pool.submit(tasks.total, shared)
-        # The task keeps what its caller drops.
+        # A task keeps its shared object even if the caller drops it.
         assert pool.submit(tasks.total, pool.share(array)).result(LONG) == array.sum()
-        # Also when he closes it, and none of them has begun.
+        # Also if the caller closes it before any of the tasks has begun.
         with pool.share(array) as shared:
             pool.submit(time.sleep, 0.3)
             handles = [pool.submit(tasks.total, shared) for _ in range(300)]
@@ -466,7 +466,7 @@ def test_a_shared_object_arrives_as_itself() -> None:
         wait_until(lambda: not os.path.exists(name), "the file is gone")
 
 
-def test_arrays_come_and_go_and_belong_to_the_receiver() -> None:
+def test_arrays_are_passed_in_both_directions_and_belong_to_the_receiver() -> None:
     array = np.arange(200_000, dtype=np.float64)
     with TaskPool(processes=1, context="fork") as pool:
         assert pool.submit(tasks.total, array).result(LONG) == array.sum()
@@ -477,7 +477,7 @@ def test_arrays_come_and_go_and_belong_to_the_receiver() -> None:
         assert array[0] == 0
 
 
-def test_a_worker_that_dies_with_a_big_result_under_way_leaves_nothing(tmp_path: Path) -> None:
+def test_a_worker_killed_while_it_sends_a_big_result_leaves_nothing(tmp_path: Path) -> None:
     with TaskPool(processes=1, context="fork") as pool:
         for _ in range(3):
             handle = pool.submit(tasks.make_array, 5_000_000)
@@ -490,7 +490,7 @@ def test_a_worker_that_dies_with_a_big_result_under_way_leaves_nothing(tmp_path:
 
 
 def _has_begun(handle: TaskHandle[Any]) -> bool:
-    # It is over soon, perhaps between two looks.
+    # The task is short: it may begin and end between two looks.
     return handle.running() or handle.done()
 
 
@@ -554,7 +554,7 @@ def open_files() -> tuple[int, int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize("end", ["close", "terminate"])
-def test_closed_pools_that_are_kept_hold_nothing_of_the_system(end: str) -> None:
+def test_ended_pools_and_handles_that_are_kept_hold_no_system_resources(end: str) -> None:
     def one() -> tuple[TaskPool, list[TaskHandle[Any]]]:
         pool = TaskPool(processes=1, context="fork")
         handles: list[TaskHandle[Any]] = [
@@ -577,7 +577,8 @@ def test_closed_pools_that_are_kept_hold_nothing_of_the_system(end: str) -> None
         before = open_files()
         kept += [one() for _ in range(3)]
         after = open_files()
-        # The big result of each, which is not unpickled before somebody asks for it.
+        # Only the big result of each pool is still mapped, because it is unpickled only when it is asked for.
+        # Before Python 3.13, a mapping needs a descriptor.
         descriptors = 0 if sys.version_info >= (3, 13) else 3
         assert (after[0] - before[0], after[1] - before[1]) == (descriptors, 3)
     finally:
@@ -598,7 +599,7 @@ def test_closed_pools_that_are_kept_hold_nothing_of_the_system(end: str) -> None
             pool.submit(tasks.square, 1)
 
 
-def test_the_end_of_a_pool_needs_nothing_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_can_end_when_no_semaphore_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = TaskPool(1)
     assert pool.apply(abs, (-1,)) == 1
 
@@ -610,7 +611,7 @@ def test_the_end_of_a_pool_needs_nothing_of_the_system(monkeypatch: pytest.Monke
     assert pool.join(LONG)
 
 
-def test_a_pool_ends_although_an_interrupt_has_lost_an_idle_worker() -> None:
+def test_a_pool_ends_even_if_its_list_of_idle_workers_is_incomplete() -> None:
     pool = TaskPool(2)
     assert pool.apply(abs, (-1,)) == 1
     dispatcher = pool._engine.dispatcher
@@ -631,13 +632,13 @@ def refuse_threads(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(threading.Thread, "start", refuse)
 
 
-def test_a_pool_without_a_supervisor_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_whose_supervisor_cannot_be_started_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_threads(monkeypatch, "-supervisor")
     with pytest.raises(RuntimeError, match="can't start new thread"):
         TaskPool(processes=2, context="fork")
 
 
-def test_a_pool_without_a_collector_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_whose_collector_cannot_be_started_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_threads(monkeypatch, "-collector")
     handles: list[TaskHandle[int]] = []
     told: list[object] = []
@@ -651,7 +652,7 @@ def test_a_pool_without_a_collector_is_broken(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(PoolBroken, match="the system refuses"):
         submit_for_ever()
     assert pool.join(LONG)
-    # Those who were in time are told.
+    # The callbacks of all tasks that were accepted are called.
     assert set(map(id, told)) == set(map(id, handles))
 
 
@@ -667,8 +668,8 @@ def parcels_of(pid: int) -> list[Path]:
 
 
 @needs_shm
-def test_the_file_of_a_big_result_goes_when_it_arrives() -> None:
-    """At the end of the program it goes in any case."""
+def test_the_file_of_a_big_result_is_removed_when_it_arrives() -> None:
+    """It must not stay until the end of the program, when it would be removed in any case."""
     with TaskPool(1, context="fork") as pool:
         pid = pool.apply(os.getpid)
         handle = pool.submit(bytes, 1 << 20)
@@ -684,7 +685,7 @@ def _make_a_parcel_and_die() -> None:
 
 
 @needs_shm
-def test_what_a_worker_has_made_and_not_handed_over_goes_with_it() -> None:
+def test_files_that_a_dead_worker_has_not_handed_over_are_removed() -> None:
     with TaskPool(1, context="fork") as pool:
         handle = pool.submit(_make_a_parcel_and_die)
         with pytest.raises(WorkerCrashed) as caught:
@@ -696,7 +697,7 @@ def test_what_a_worker_has_made_and_not_handed_over_goes_with_it() -> None:
 
 
 def test_each_task_of_a_pool_that_ends_has_an_error_of_its_own() -> None:
-    """One that several threads raise would gather the frames of all of them."""
+    """An error that several threads raise would collect the tracebacks of all of them."""
     with TaskPool(1, context="fork", grace_period=0.1) as pool:
         handles = [pool.submit(tasks.hang) for _ in range(2)]
         pool.terminate()

@@ -20,7 +20,7 @@ METHODS = ["fork", "forkserver", "spawn"] if os.name == "posix" else ["spawn"]
 
 
 class Noting(logging.Handler):
-    """Notes in a file which process handles what."""
+    """Writes to a file which process has handled which record."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Noting(logging.Handler):
 
 @pytest.fixture
 def logger() -> Iterator[logging.Logger]:
-    """One that is as new when the test has ended."""
+    """A logger that is reset at the end of the test."""
     logger = logging.getLogger(NAME)
     yield logger
     logger.propagate = True
@@ -45,7 +45,7 @@ def logger() -> Iterator[logging.Logger]:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("propagate", [True, False])
-def test_a_logger_with_a_handler_of_its_own_handles_each_record_once_and_here(
+def test_a_handler_of_a_logger_handles_each_record_once_and_in_the_parent(
     logger: logging.Logger, tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, propagate: bool
 ) -> None:
     path = tmp_path / "log"
@@ -61,7 +61,7 @@ def test_a_logger_with_a_handler_of_its_own_handles_each_record_once_and_here(
 
 
 class Unmakeable:
-    """Can be unpickled at home only."""
+    """Can be unpickled only in the process that has pickled it."""
 
     def __init__(self, error: type[BaseException]) -> None:
         self.error = error
@@ -90,7 +90,7 @@ def test_a_record_keeps_all_but_the_extra_that_does_not_unpickle(
         assert pool.join(PATIENCE)
     (record,) = caplog.records
     assert (record.getMessage(), record.colour, record.path) == ("hello", "blue", Path("there"))  # type: ignore[attr-defined]
-    # A format with it in it can be filled.
+    # In place of that extra there is something that can be formatted, and that says why.
     assert f"{error.__name__}: at home only" in logging.Formatter("%(what)s").format(record)
 
 
@@ -107,7 +107,7 @@ def log_in_a_fork(name: str) -> int:
 
 @pytest.mark.skipif(os.name != "posix", reason="fork")
 @pytest.mark.parametrize("propagate", [True, False])
-def test_a_fork_of_the_worker_forwards_nothing_from_any_logger(
+def test_a_child_forked_by_a_task_forwards_no_records(
     logger: logging.Logger, tmp_path: Path, propagate: bool
 ) -> None:
     path = tmp_path / "log"
@@ -121,7 +121,10 @@ def test_a_fork_of_the_worker_forwards_nothing_from_any_logger(
 
 
 def configure_logging(path: str) -> None:
-    """As an initializer may: this flushes and closes every handler that the logging module has listed."""
+    """Configure logging, as an initializer may do.
+
+    `dictConfig` flushes and closes every handler that the logging module knows.
+    """
     file = {"class": "logging.FileHandler", "filename": path, "delay": True}
     logging.config.dictConfig(
         {
@@ -135,14 +138,14 @@ def configure_logging(path: str) -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="fork")
 @pytest.mark.parametrize("initialize", [False, True])
-def test_what_handlers_hold_back_when_a_worker_is_forked_is_written_once(
+def test_what_handlers_have_buffered_when_a_worker_is_forked_is_written_once(
     logger: logging.Logger, tmp_path: Path, initialize: bool
 ) -> None:
     path, half, own = tmp_path / "log", tmp_path / "half", tmp_path / "own"
     logger.propagate = False
     logger.addHandler(logging.handlers.MemoryHandler(100, target=Noting(path)))
     logger.warning("held back")
-    # As if another thread were in the middle of writing. Nothing but the logger knows this handler.
+    # As if another thread were in the middle of writing. The logger alone refers to this handler.
     logger.addHandler(logging.FileHandler(half, delay=False))
     logger.handlers[-1].stream.write("half a line")  # type: ignore[attr-defined]
     with TaskPool(

@@ -1,4 +1,4 @@
-"""What a task has started ends with it when it is stopped, and stays when it returns."""
+"""Programs that a task has started end if the task is stopped or its worker dies; otherwise they go on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _STUBBORN = ("SIGINT", "SIGTERM")
 
 @pytest.fixture(autouse=True)
 def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a worker has started is noted soon."""
+    """The pool notes the children of its workers at short intervals."""
     monkeypatch.setattr(_limits, "_SAMPLE_WITHOUT", 0.05)
     monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.05)
 
@@ -51,7 +51,10 @@ def lane_of(pool: TaskPool) -> Lane:
 
 
 def let_a_tick_pass(pool: TaskPool, pid: int) -> None:
-    """Until what is started from now on can be told from this process."""
+    """Wait until processes that are started from now on have a later start time than the process `pid`.
+
+    Start times are counted in ticks of the system's clock.
+    """
     process = identity.of(pid)
     assert process is not None
     clock = lane_of(pool).start_clock
@@ -60,7 +63,7 @@ def let_a_tick_pass(pool: TaskPool, pid: int) -> None:
 
 @contextmanager
 def program_of_an_earlier_task(pool: TaskPool, path: Path) -> Iterator[int]:
-    """It is to stay."""
+    """Give the block the pid of a program that a task has started and left, and check that it goes on."""
     pid = pool.submit(programs.start, str(path)).result(PATIENCE)
     try:
         assert pid_in(path) == pid
@@ -97,7 +100,7 @@ def outgrow_the_memory_limit(_pool: TaskPool, handle: TaskHandle[Any]) -> None:
 
 def lose_its_worker(pool: TaskPool, handle: TaskHandle[Any]) -> None:
     lane = lane_of(pool)
-    # Noted before, they may be some that it had on the way.
+    # Forget children that were noted earlier: they may have been short-lived ones.
     lane.children = []
     wait_until(lambda: lane.children, "its children have been noted")
     os.kill(lane.pid, signal.SIGKILL)
@@ -106,7 +109,10 @@ def lose_its_worker(pool: TaskPool, handle: TaskHandle[Any]) -> None:
 
 
 def lose_its_worker_while_that_is_looked_at(pool: TaskPool, handle: TaskHandle[Any]) -> None:
-    """What had been seen of its children before was forgotten."""
+    """Kill the worker while the pool is listing its children.
+
+    The pool must use the list from before, not forget it.
+    """
     lane = lane_of(pool)
     look = family_tree.children_of
 
@@ -130,10 +136,10 @@ Stopping = Callable[[TaskPool, TaskHandle[Any]], None]
 )
 @pytest.mark.parametrize("ignored", [(), _STUBBORN], ids=["", "stubborn"])
 @own_or_of_the_server
-def test_what_a_task_has_started_ends_with_it(
+def test_programs_of_a_stopped_task_end(
     start_method: str, stop: Stopping, ignored: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """And nothing else does."""
+    """And the program of an earlier task, which has returned, goes on."""
     with (
         TaskPool(1, context=start_method, grace_period=0.1, max_memory_bytes=_LIMIT) as pool,
         program_of_an_earlier_task(pool, tmp_path / "earlier"),
@@ -148,7 +154,9 @@ def test_what_a_task_has_started_ends_with_it(
 
 @pytest.mark.parametrize("starter", programs.STARTERS, ids=lambda starter: starter.__name__)
 @pytest.mark.parametrize("stop", [be_cancelled, lose_its_worker])
-def test_however_it_has_been_started(stop: Stopping, starter: Callable[..., None], tmp_path: Path) -> None:
+def test_programs_end_in_whatever_way_the_task_has_started_them(
+    stop: Stopping, starter: Callable[..., None], tmp_path: Path
+) -> None:
     path = tmp_path / "program"
     with TaskPool(1, context="fork", grace_period=0.1) as pool:
         handle = pool.submit(starter, str(path), *_STUBBORN)
@@ -159,7 +167,7 @@ def test_however_it_has_been_started(stop: Stopping, starter: Callable[..., None
     assert not leftovers.names_of(worker)
 
 
-def test_a_worker_that_dies_while_its_children_are_looked_for(tmp_path: Path) -> None:
+def test_programs_end_if_the_worker_dies_while_its_children_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "program"
     with TaskPool(1, context="fork", grace_period=0.1) as pool:
         handle = pool.submit(programs.run, str(path), *_STUBBORN)
@@ -170,7 +178,7 @@ def test_a_worker_that_dies_while_its_children_are_looked_for(tmp_path: Path) ->
 
 @pytest.mark.parametrize("ignored", [(), _STUBBORN], ids=["", "stubborn"])
 @own_or_of_the_server
-def test_what_is_terminated_is_gone_when_the_pool_has_been_joined(
+def test_programs_have_ended_when_a_terminated_pool_has_been_joined(
     start_method: str, ignored: tuple[str, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "program"
@@ -185,7 +193,7 @@ def test_what_is_terminated_is_gone_when_the_pool_has_been_joined(
         assert gone(pid)
 
 
-def test_the_initializer_is_ended_with_what_it_has_started(tmp_path: Path) -> None:
+def test_programs_of_a_terminated_initializer_end(tmp_path: Path) -> None:
     path = tmp_path / "program"
     with TaskPool(
         1, context="fork", grace_period=0.1, initializer=programs.run, initargs=(str(path), *_STUBBORN)
@@ -196,8 +204,8 @@ def test_the_initializer_is_ended_with_what_it_has_started(tmp_path: Path) -> No
         assert gone(pid)
 
 
-def test_what_ends_by_itself_is_not_waited_for(tmp_path: Path) -> None:
-    """The grace period is for those that need it."""
+def test_programs_that_end_at_once_are_not_given_the_grace_period(tmp_path: Path) -> None:
+    """The pool must not wait for the whole grace period (nearly endless here) once the program has ended."""
     path = tmp_path / "program"
     with TaskPool(1, context="fork", grace_period=1e6) as pool:
         handle = pool.submit(programs.start_and_wait, str(path))
@@ -209,7 +217,7 @@ def test_what_ends_by_itself_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_task_may_clean_up_when_it_is_terminated(tmp_path: Path) -> None:
-    """As long as the grace period lasts: for ever, here."""
+    """It may take as long as the grace period, which is nearly endless here."""
     path, interrupted, cleaned = (tmp_path / name for name in ("program", "interrupted", "cleaned"))
     with TaskPool(1, context="fork", grace_period=1e6) as pool:
         lane = lane_of(pool)
@@ -224,10 +232,10 @@ def test_a_task_may_clean_up_when_it_is_terminated(tmp_path: Path) -> None:
         wait_gone(pid)
 
 
-def test_what_the_next_task_starts_is_not_taken_for_it(
+def test_a_program_of_the_next_task_is_not_ended_with_the_stopped_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The supervisor may come late to what a stopped task has left."""
+    """The supervisor may end the programs of a stopped task late, when the next task has started some."""
     first, second = tmp_path / "first", tmp_path / "second"
     end_programs = _limits.Limits._end_programs
 
@@ -244,9 +252,12 @@ def test_what_the_next_task_starts_is_not_taken_for_it(
             wait_gone(pid)
 
 
-def test_a_fork_server_that_was_started_for_a_stopped_task_goes_on(tmp_path: Path) -> None:
-    """It is the worker's. What it has started for the task ends, also when it was there before the task."""
-    # The worker has time to let go of the task, however busy the machine is; what that has started has none.
+def test_the_fork_server_of_a_worker_outlives_a_stopped_task(tmp_path: Path) -> None:
+    """The fork server belongs to the worker, even if a task was the first to need it.
+
+    The processes that it has forked for the stopped task end, also if the server is older than the task.
+    """
+    # The worker has plenty of time to leave the task, even on a busy machine; the task's processes have none.
     with TaskPool(1, context="fork", grace_period=1e6) as pool:
         pool._engine.limits._programs._grace_period = 0.1
         servers: set[int] = set()
@@ -268,8 +279,13 @@ def put_torn(outbox: _worker_outbox.Outbox, _record: bytes) -> None:
     outbox.put(b"torn")
 
 
-def test_a_torn_worker_is_killed_while_nobody_waits_for_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever had fetched its outcomes did it, and held the lock of the pool until all had stopped."""
+def test_a_worker_that_corrupts_its_memory_is_killed_without_the_pools_lock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The supervisor must kill it, not the thread that has found the damage.
+
+    That thread holds the pool's lock, and would hold it until the whole family of the worker has stopped.
+    """
     killers: list[tuple[str, bool]] = []
     kill = families.kill_families
 
@@ -302,9 +318,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("how", ["end", "Ctrl-C", "SIGKILL"])
 @own_or_of_the_server
-def test_the_end_of_the_program_is_the_end_of_what_its_tasks_have_started(
-    start_method: str, how: str, tmp_path: Path
-) -> None:
+def test_programs_of_tasks_end_with_the_main_program(start_method: str, how: str, tmp_path: Path) -> None:
     path = tmp_path / "program"
     script = tmp_path / "script.py"
     script.write_text(_PROGRAM)
@@ -321,5 +335,5 @@ def test_the_end_of_the_program_is_the_end_of_what_its_tasks_have_started(
             program.send_signal(signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
             program.wait(PATIENCE)
         wait_gone(pid)
-        # By the resource tracker, which the end of the block would kill with the program's group.
+        # The resource tracker removes them. The end of the block would kill it, with the program's group.
         wait_until(lambda: not leftovers.names_of(program.pid), "its names are removed")

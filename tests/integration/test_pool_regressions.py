@@ -1,4 +1,7 @@
-"""What has once hung the pool, or lost or leaked something: each with the least that shows it."""
+"""Faults that have once hung the pool, or lost or leaked something.
+
+Each test is the smallest program that shows the fault.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def pool() -> Iterator[TaskPool]:
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The exceptions that threads told of, by type."""
+    """The types of the exceptions that are reported to `threading.excepthook`."""
     kinds: list[str] = []
     monkeypatch.setattr(threading, "excepthook", lambda args: kinds.append(args.exc_type.__name__))
     return kinds
@@ -61,22 +64,20 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def wait_or_echo(path: str) -> str:
-    """One function for both, so that it is known to be short and is sent ahead."""
+    """One function for all tasks: only if it is known to be short, more of them are sent ahead."""
     return tasks.wait_for_file(path) if path else path
 
 
 @pytest.mark.parametrize("ending", ["first", "last", "time limit"])
-def test_tasks_that_were_taken_back_do_not_count_for_the_life_of_a_worker(
-    tmp_path: Path, ending: str
-) -> None:
-    """Each of them was once held against it: it waited for more, and got none."""
+def test_tasks_that_were_taken_back_do_not_count_for_maxtasksperchild(tmp_path: Path, ending: str) -> None:
+    """If they counted, the worker would wait for more tasks, and the pool would send it none."""
     gate = tmp_path / "gate"
     with TaskPool(1, maxtasksperchild=30, context="fork") as pool:
         for _ in range(20):
             pool.apply(wait_or_echo, ("",))
         first_pool = pool.with_options(timeout=0.2) if ending == "time limit" else pool
         first = first_pool.submit(wait_or_echo, str(gate))
-        # On a machine that stands still for long it is over before it was seen.
+        # On a very busy machine, its time limit may have passed before it is seen running.
         wait_until(lambda: first.running() or first.done(), "the first one runs")
         others = [pool.submit(wait_or_echo, "") for _ in range(9)]
         if ending == "first":
@@ -89,13 +90,13 @@ def test_tasks_that_were_taken_back_do_not_count_for_the_life_of_a_worker(
                 first.result(PATIENCE)
         assert [task.result(PATIENCE) for task in others] == [""] * len(others)
         assert pool.submit(wait_or_echo, "").result(PATIENCE) == ""
-        # And it ends when it should.
+        # And the worker ends when it should.
         for _ in range(30):
             pool.apply(wait_or_echo, ("",))
         assert pool.statistics().workers_started >= 2
 
 
-# -- what must not end the collector's thread ----------------------------------------------------------------
+# -- exceptions that must not end the collector's thread -----------------------------------------------------
 
 
 class _Raising(logging.Handler):
@@ -108,7 +109,7 @@ def log_something(name: str, what: object) -> None:
 
 
 @pytest.mark.parametrize("way", ["handler", "filter"])
-def test_a_log_record_that_fails_here_is_told_and_the_pool_goes_on(
+def test_an_error_in_handling_a_log_record_is_reported_and_the_pool_goes_on(
     pool: TaskPool, reported: list[str], way: str
 ) -> None:
     logger = logging.getLogger("mpkit-test-regressions")
@@ -125,7 +126,7 @@ def test_a_log_record_that_fails_here_is_told_and_the_pool_goes_on(
             logger.addFilter(refuse)
             stack.callback(logger.removeFilter, refuse)
         pool.apply(log_something, (logger.name, 1))
-        wait_until(lambda: reported, "somebody was told")
+        wait_until(lambda: reported, "it is reported")
     assert reported == ["KeyError"]
     called = threading.Event()
     pool.apply_async(tasks.square, (2,), callback=lambda _result: called.set())
@@ -145,13 +146,13 @@ def test_a_callback_that_raises_system_exit_ends_no_thread(
     else:
         pool.submit(tasks.wait_for_file, str(gate)).add_done_callback(leave)
     gate.touch()
-    wait_until(lambda: reported == ["SystemExit"] or "SystemExit" in caplog.text, "somebody was told")
+    wait_until(lambda: reported == ["SystemExit"] or "SystemExit" in caplog.text, "it is reported")
     called = threading.Event()
     pool.apply_async(tasks.square, (2,), callback=lambda _result: called.set())
     assert called.wait(PATIENCE)
 
 
-def test_a_lasting_failure_of_the_thread_itself_is_told_and_ends_with_it(
+def test_an_error_of_the_collector_itself_is_reported_and_it_goes_on_afterwards(
     pool: TaskPool, reported: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collector = pool._engine.collector
@@ -163,7 +164,7 @@ def test_a_lasting_failure_of_the_thread_itself_is_told_and_ends_with_it(
     with monkeypatch.context() as patch:
         patch.setattr(collector, "_do_chores", fail)
         collector.wake()
-        wait_until(lambda: reported, "it was told")
+        wait_until(lambda: reported, "it is reported")
     called = threading.Event()
     pool.apply_async(tasks.square, (2,), callback=lambda _result: called.set())
     assert called.wait(PATIENCE)
@@ -173,14 +174,14 @@ def test_a_lasting_failure_of_the_thread_itself_is_told_and_ends_with_it(
 
 
 def in_the_middle(pool: TaskPool, act: Callable[[], object]) -> object:
-    """What `act` returns or raises while this thread has the pool's lock, as a signal handler may find it."""
+    """Call `act` while this thread has the pool's lock, as a signal handler may. Return result or error."""
     try:
         return pool._engine.dispatcher.lock.run(act)
     except Exception as error:
         return error
 
 
-def test_looking_from_a_handler(pool: TaskPool, tmp_path: Path) -> None:
+def test_looking_at_the_pool_in_a_signal_handler(pool: TaskPool, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     waiting = pool.submit(tasks.wait_for_file, str(gate))
 
@@ -193,14 +194,14 @@ def test_looking_from_a_handler(pool: TaskPool, tmp_path: Path) -> None:
     waiting.result(PATIENCE)
 
 
-def test_submitting_from_a_handler(pool: TaskPool) -> None:
+def test_submitting_in_a_signal_handler(pool: TaskPool) -> None:
     submit = functools.partial(pool.submit, tasks.square, 4)
     handle = in_the_middle(pool, submit)
     assert isinstance(handle, concurrent.futures.Future)
     assert handle.result(PATIENCE) == 16
 
 
-def test_cancelling_from_a_handler(pool: TaskPool, tmp_path: Path) -> None:
+def test_cancelling_in_a_signal_handler(pool: TaskPool, tmp_path: Path) -> None:
     waiting = pool.submit(tasks.wait_for_file, str(tmp_path / "never"))
     wait_until(waiting.running, "it runs")
     in_the_middle(pool, waiting.cancel)
@@ -208,13 +209,13 @@ def test_cancelling_from_a_handler(pool: TaskPool, tmp_path: Path) -> None:
         waiting.result(PATIENCE)
 
 
-def test_waiting_from_a_handler_is_refused(pool: TaskPool) -> None:
+def test_waiting_in_a_signal_handler_is_refused(pool: TaskPool) -> None:
     error = in_the_middle(pool, lambda: pool.apply(tasks.square, (4,)))
     assert isinstance(error, RuntimeError)
     assert "signal handler" in str(error)
 
 
-def test_ending_the_pool_from_a_handler(pool: TaskPool) -> None:
+def test_ending_the_pool_in_a_signal_handler(pool: TaskPool) -> None:
     def end() -> object:
         pool.terminate()
         with pytest.raises(RuntimeError, match="signal handler"):
@@ -225,7 +226,7 @@ def test_ending_the_pool_from_a_handler(pool: TaskPool) -> None:
     assert pool.join(PATIENCE)
 
 
-def test_a_task_from_a_handler_of_a_pool_that_is_ended_then(pool: TaskPool) -> None:
+def test_submitting_and_ending_the_pool_in_a_signal_handler(pool: TaskPool) -> None:
     def submit_and_end() -> object:
         handle = pool.submit(tasks.square, 4)
         pool.terminate()
@@ -244,7 +245,7 @@ def test_a_task_from_a_handler_of_a_pool_that_is_ended_then(pool: TaskPool) -> N
 def test_the_callback_of_a_task_that_has_ended_already_is_called_in_the_pools_thread(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """It was called by the thread that submits, and waited for ever for the lock that this one holds."""
+    """If the submitting thread called it, the callback would wait for ever for the lock of that thread."""
 
     def submit_and_wait(submit: Callable[..., TaskHandle[Any]]) -> Callable[..., TaskHandle[Any]]:
         def call(*args: Any, **kwargs: Any) -> TaskHandle[Any]:
@@ -277,8 +278,8 @@ def test_the_callback_of_a_task_that_has_ended_already_is_called_in_the_pools_th
 # -- max_pending ---------------------------------------------------------------------------------------------
 
 
-def test_callbacks_submit_whatever_the_bound_on_waiting_tasks() -> None:
-    """Else all other callbacks would wait with them."""
+def test_submit_in_a_callback_does_not_wait_for_room() -> None:
+    """Otherwise all other callbacks would wait with it."""
     left = 20
     done = threading.Event()
     with TaskPool(1, max_pending=1, context="fork") as pool:
@@ -296,7 +297,7 @@ def test_callbacks_submit_whatever_the_bound_on_waiting_tasks() -> None:
         assert done.wait(PATIENCE)
 
 
-def test_callbacks_submit_to_an_executor_that_waits_for_room() -> None:
+def test_submit_to_an_executor_in_a_callback_does_not_wait_for_room() -> None:
     submitted: list[concurrent.futures.Future[int]] = []
     with TaskPool(1, max_pending=1, context="fork") as pool:
         executor = pool.executor
@@ -318,7 +319,7 @@ def test_an_executor_takes_any_keyword(pool: TaskPool) -> None:
 
 
 @pytest.mark.parametrize("act", ["done", "cancel", "result", "wait", "statistics"])
-def test_a_fork_leaves_the_tasks_to_the_parent(pool: TaskPool, tmp_path: Path, act: str) -> None:
+def test_a_forked_child_leaves_the_tasks_to_the_parent(pool: TaskPool, tmp_path: Path, act: str) -> None:
     gate = tmp_path / "gate"
     handles = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(4)]
     wait_until(handles[0].running, "it runs")
@@ -346,7 +347,7 @@ def test_a_fork_leaves_the_tasks_to_the_parent(pool: TaskPool, tmp_path: Path, a
 
 
 class Refuses:
-    """Says it in the way of the locks of multiprocessing."""
+    """Refuses to be pickled by a RuntimeError, as the locks of multiprocessing do."""
 
     def __reduce__(self) -> tuple[type[int], tuple[()]]:
         raise RuntimeError("not me")
@@ -373,7 +374,7 @@ def files_of_parcels() -> set[str]:
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="Linux")
 @pytest.mark.parametrize("way", ["pickled by hand", "a task that cannot be sent"])
-def test_a_shared_object_goes_with_its_last_reference(pool: TaskPool, way: str) -> None:
+def test_a_shared_object_is_removed_with_its_last_reference(pool: TaskPool, way: str) -> None:
     before = files_of_parcels()
     shared = pool.share(b"x" * 200_000)
     if way == "pickled by hand":
@@ -388,7 +389,7 @@ def test_a_shared_object_goes_with_its_last_reference(pool: TaskPool, way: str) 
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="Linux")
-def test_a_shared_object_keeps_those_in_it_for_its_tasks(pool: TaskPool, tmp_path: Path) -> None:
+def test_a_shared_object_keeps_the_ones_inside_it_alive_for_its_tasks(pool: TaskPool, tmp_path: Path) -> None:
     before = files_of_parcels()
     gate = tmp_path / "gate"
     waiting = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(2)]
@@ -412,7 +413,7 @@ class Model:
         return number + len(self.data)
 
 
-def test_a_shared_object_may_be_what_tasks_call(pool: TaskPool) -> None:
+def test_a_shared_object_may_be_the_function_of_tasks(pool: TaskPool) -> None:
     with pool.share(Model()) as model:
         function: Any = model
         assert pool.submit(function, 3).result(PATIENCE) == 200_003
@@ -421,7 +422,7 @@ def test_a_shared_object_may_be_what_tasks_call(pool: TaskPool) -> None:
 
 
 class SendsWhenPickled:
-    """Its pickling has a pool call something, also with a shared object of its own."""
+    """Submits tasks while it is being pickled, with shared objects of their own."""
 
     def __init__(self, pool: TaskPool, value: object) -> None:
         self.pool = pool
@@ -434,8 +435,10 @@ class SendsWhenPickled:
         return int, ()
 
 
-def test_pickling_that_sends_a_task_keeps_what_the_outer_task_needs(pool: TaskPool, tmp_path: Path) -> None:
-    """The inner task kept the memory of the outer one's shared object, and gave it back too early."""
+def test_a_task_submitted_during_pickling_releases_nothing_of_the_outer_task(
+    pool: TaskPool, tmp_path: Path
+) -> None:
+    """If the inner task took over the outer task's shared object, it would be released too early."""
     gate = tmp_path / "gate"
     waiting = [pool.submit(tasks.wait_for_file, str(gate)) for _ in range(2)]
     other = SendsWhenPickled(pool, b"y" * 200_000)
@@ -451,13 +454,13 @@ def test_pickling_that_sends_a_task_keeps_what_the_outer_task_needs(pool: TaskPo
 
 
 def mapped_parcels(pid: int | str = "self") -> int:
-    """How many parcels a process has mapped, those without a name included."""
+    """Return how many parcels a process has mapped, including those that have no name any more."""
     with open(f"/proc/{pid}/maps") as file:
         return sum("mpkit-parcel-" in line for line in file)
 
 
 def big_buffer() -> pickle.PickleBuffer:
-    """Something that is mapped where it is opened, and not copied."""
+    """Return an object whose data the receiver maps instead of copying it."""
     return pickle.PickleBuffer(bytearray(200_000))
 
 
@@ -466,8 +469,8 @@ def count_mapped(_data: Any) -> int:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="Linux")
-def test_a_worker_has_one_closed_object_after_the_other_open_not_all_of_them() -> None:
-    """Each worker kept the last 16 mapped, and with them their memory in use."""
+def test_a_worker_does_not_keep_closed_shared_objects_mapped() -> None:
+    """Otherwise their memory stays in use."""
     with TaskPool(1, context="fork") as pool:
         for _ in range(5):
             with pool.share(big_buffer()) as shared:
@@ -476,10 +479,10 @@ def test_a_worker_has_one_closed_object_after_the_other_open_not_all_of_them() -
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="Linux")
 @pytest.mark.parametrize("busy", [True, False])
-def test_a_worker_lets_go_of_an_object_that_has_been_closed(
+def test_a_worker_unmaps_a_shared_object_after_it_has_been_closed(
     busy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # An idle worker looks when it wakes by itself.
+    # An idle worker checks for closed objects whenever it wakes up by itself.
     monkeypatch.setattr(_worker, "_SLICE_SECONDS", 0.02)
     monkeypatch.setattr(_worker, "_LOOK_AFTER_SHARED_NS", 20_000_000)
     with TaskPool(1, context="fork") as pool:
@@ -495,7 +498,7 @@ def test_a_worker_lets_go_of_an_object_that_has_been_closed(
                 return mapped_parcels(worker) == 1
 
             wait_until(look, "only the other one is mapped")
-            # And that one not anew.
+            # And that one has not been mapped a second time.
             assert pool.apply(count_mapped, (other,)) == 1
         wait_until(lambda: mapped_parcels(worker) == 0, "none is mapped")
 
@@ -528,10 +531,10 @@ def total_length(first: bytes, second: bytes) -> int:
 
 
 @pytest.mark.parametrize("way", ["submit", "map"])
-def test_function_and_arguments_together_fit_into_any_empty_inbox(
+def test_function_and_arguments_together_fit_into_an_empty_inbox(
     pool: TaskPool, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each was let in up to 16 KiB; both together did not fit where the index stood in the middle."""
+    """If each alone could have 16 KiB, both together might not fit if the inbox's index is in the middle."""
     longest = 0
     submit = pool._engine.dispatcher.submit
 
@@ -541,7 +544,7 @@ def test_function_and_arguments_together_fit_into_any_empty_inbox(
         return submit(task)
 
     monkeypatch.setattr(pool._engine.dispatcher, "submit", look)
-    # Around the lengths at which either becomes a parcel.
+    # Try lengths around those from which on each of them is sent as a parcel.
     extra = len(pickle.dumps(functools.partial(total_length, bytes(1000)), 5)) - 1000
     for blob in range(INLINE_BYTES - extra - 40, INLINE_BYTES - extra + 3, 6):
         function = functools.partial(total_length, bytes(blob))
@@ -550,14 +553,14 @@ def test_function_and_arguments_together_fit_into_any_empty_inbox(
                 assert pool.submit(function, bytes(size)).result(PATIENCE) == blob + size
             else:
                 assert pool.map(function, [bytes(size)]) == [blob + size]
-    # And not because nothing travels in a record any more.
+    # Check that records were used, up to almost the longest one possible.
     assert LONGEST_TASK - 200 < longest <= LONGEST_TASK
 
 
 # -- Ctrl-C --------------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_while_a_big_result_arrives_loses_none(
+def test_ctrl_c_while_a_big_result_arrives_loses_no_result(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adopt = payload.adopt
@@ -568,7 +571,7 @@ def test_ctrl_c_while_a_big_result_arrives_loses_none(
         adopted = adopt(kind, record)
         if threading.current_thread() is threading.main_thread() and waiting and len(interrupts) < 3:
             interrupts.append(kind)
-            # What is interrupted here is told by the collector's thread.
+            # The collector's thread tells the outcome that is interrupted here.
             let_collector_go()
             signal.raise_signal(signal.SIGINT)
         return adopted
@@ -592,7 +595,7 @@ def test_ctrl_c_while_a_big_result_arrives_loses_none(
 # -- StopIteration -------------------------------------------------------------------------------------------
 
 
-def test_a_task_that_raises_stop_iteration_ends_for_those_who_await_it(pool: TaskPool) -> None:
+def test_awaiting_a_task_that_raises_stop_iteration_ends_with_a_runtime_error(pool: TaskPool) -> None:
     async def wait() -> int:
         return await asyncio.wait_for(asyncio.wrap_future(pool.submit(tasks.stop_iteration, 1)), PATIENCE)
 
@@ -604,8 +607,10 @@ def test_a_task_that_raises_stop_iteration_ends_for_those_who_await_it(pool: Tas
 # -- waiting -------------------------------------------------------------------------------------------------
 
 
-def test_of_many_threads_that_wait_one_always_looks(pool: TaskPool, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What is not told by the protocol would be found by the net below it only, which is out of reach here.
+def test_of_many_waiting_threads_one_always_fetches_outcomes(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Disable the periodic checks, which would hide it if the protocol did not wake a thread.
     for module in (_lead, _collector):
         monkeypatch.setattr(module, "_SLICE_SECONDS", 1000.0)
     monkeypatch.setattr(_limits, "_LOOK_AROUND", 1000.0)
@@ -616,7 +621,7 @@ def test_of_many_threads_that_wait_one_always_looks(pool: TaskPool, monkeypatch:
 
     for round_ in range(10):
         first, second = (pool.submit(gate.wait_for, 2 * round_ + n) for n in (1, 2))
-        # Some wait for what ends together with the leader's, some for the same, and some longer.
+        # Some wait for the same task as the leader, some for another one that ends later.
         threads = [
             threading.Thread(target=handle.result, daemon=True)
             for handle in (first, first, second, first, second, second)
@@ -629,14 +634,14 @@ def test_of_many_threads_that_wait_one_always_looks(pool: TaskPool, monkeypatch:
         gate.add()
         for thread in threads:
             thread.join(PATIENCE)
-            assert not thread.is_alive(), "nobody looks"
+            assert not thread.is_alive(), "no thread fetches outcomes"
 
 
-def test_what_has_ended_needs_no_garbage_collection(pool: TaskPool) -> None:
-    """The error of an `apply` kept what its caller had in hand, and a dropped `imap` its function."""
+def test_errors_and_dropped_iterators_are_freed_without_garbage_collection(pool: TaskPool) -> None:
+    """The error of `apply` must not keep the caller's variables alive, nor a dropped `imap` its function."""
 
     class Big:
-        """Something that the caller has in hand."""
+        """An object that the caller of `apply` has in a variable."""
 
     def fail(_big: Big) -> None:
         with pytest.raises(ZeroDivisionError):
@@ -662,7 +667,7 @@ def test_what_has_ended_needs_no_garbage_collection(pool: TaskPool) -> None:
 
 
 def pass_gate(gate: str, done: str) -> None:
-    """One function for all, so that it is known to be short and is sent ahead."""
+    """One function for all tasks: only if it is known to be short, more of them are sent ahead."""
     if gate:
         tasks.wait_for_file(gate)
     if done:
@@ -670,10 +675,10 @@ def pass_gate(gate: str, done: str) -> None:
 
 
 @pytest.mark.parametrize("is_waited_for", [False, True])
-def test_a_worker_that_idles_takes_over_what_is_behind_a_long_task(
+def test_an_idle_worker_takes_over_tasks_queued_behind_a_long_one(
     is_waited_for: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was begun half a second late if somebody waited for it, else not before the long one had ended."""
+    """Otherwise such a task begins late if a thread waits for it, or else only after the long task."""
     monkeypatch.setattr(_limits, "_LOOK_AROUND", 1000.0 if is_waited_for else 0.02)
     monkeypatch.setattr(_lead, "_SLICE_SECONDS", 1000.0)
     took = Function.took
@@ -688,7 +693,7 @@ def test_a_worker_that_idles_takes_over_what_is_behind_a_long_task(
         behind = pool.submit(pass_gate, "", str(done))
         assert first is not None
         assert behind._task is not None
-        # The one that it has not been sent to has nothing to do from now on.
+        # The worker to which it was not sent becomes idle when its gate opens.
         others = gates[first.worker == behind._task.worker]
 
         def free_the_other_one() -> None:

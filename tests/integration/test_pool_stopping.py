@@ -1,4 +1,4 @@
-"""Tasks that are being stopped: each with the least that has once let one run on."""
+"""Tasks that are being stopped. Each test is the smallest program in which one once ran on."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from tests.helpers.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
 
-#: A grace period that is never over.
+#: A grace period that never ends.
 _FOR_EVER = 1e6
 
 
 def test_a_task_that_is_being_stopped_is_held_to_the_memory_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It had its grace period to take what it liked."""
+    """It must not use as much memory as it likes until its grace period ends."""
     begun = tmp_path / "begun"
     limit = 1 << 40
     with TaskPool(1, context="fork", max_memory_bytes=limit, grace_period=_FOR_EVER) as pool:
         handle = pool.with_options(timeout=0.1).submit(tasks.ignore_interrupts, str(begun))
         lane = next(iter(pool._engine.dispatcher.lanes.values()))
-        # On a machine that stands still for long the interrupt may come before the task ignores it.
+        # On a very busy machine, the interrupt may come before the task ignores it.
         wait_until(lambda: handle.done() or (begun.exists() and lane.stop), "it is being stopped")
         monkeypatch.setattr(_limits, "rss_bytes", lambda _pid: 2 * limit)
         with pytest.raises(TaskTimeout):
             handle.result(PATIENCE)
 
 
-def test_an_interrupt_that_is_meant_for_no_task_hits_none(tmp_path: Path) -> None:
-    """Ctrl-C in a terminal reaches the workers, too: what becomes of their tasks is the parent's affair."""
+def test_a_sigint_from_outside_does_not_interrupt_the_task(tmp_path: Path) -> None:
+    """Ctrl-C in a terminal also reaches the workers. The parent alone decides what happens to their tasks."""
     begun, gate = tmp_path / "begun", tmp_path / "gate"
     with TaskPool(1, context="fork") as pool:
         handle = pool.submit(tasks._touch_and_wait_for, str(begun), str(gate))
@@ -56,10 +56,10 @@ def test_an_interrupt_that_is_meant_for_no_task_hits_none(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("when", ["before it looks", "after it has looked"])
-def test_an_interrupt_that_comes_when_the_worker_has_just_taken_the_task(
+def test_an_interrupt_just_after_the_worker_has_taken_the_task_stops_it(
     when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was lost: the task ran on for a grace period, and its worker was then terminated."""
+    """If it were lost, the task would run on for a grace period, and its worker would be terminated then."""
     interrupts: list[int] = []
     run, on_interrupt = _Worker._run, _Worker._on_interrupt
     send = signalling.send_signal_if_allowed
@@ -69,7 +69,7 @@ def test_an_interrupt_that_comes_when_the_worker_has_just_taken_the_task(
         on_interrupt(worker, signum, frame)
 
     def run_late(worker: _Worker, number: int, *rest: Any) -> Any:
-        # As if it lost its core here.
+        # As if the worker lost its core at this point.
         wait_until(lambda: interrupts or worker.channel.words[STOP] == number, "it is to be stopped")
         if when == "before it looks":
             wait_until(lambda: interrupts, "it has been interrupted")
@@ -88,6 +88,6 @@ def test_an_interrupt_that_comes_when_the_worker_has_just_taken_the_task(
         handle = pool.submit(time.sleep, 1000)
         wait_until(handle.running, "the worker has taken it")
         assert handle.cancel()
-        # It is interrupted once: what comes next is left alone, in the same worker.
+        # Only that task is interrupted. The next one runs undisturbed, in the same worker.
         interrupted = pool.submit(tasks.pid_of_worker_after, 0.1)
         assert interrupted.result(PATIENCE) == lane.pid

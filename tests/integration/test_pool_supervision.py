@@ -1,4 +1,7 @@
-"""The thread that looks after the workers outlives what goes wrong in it, or says so and ends the pool."""
+"""The supervisor, the thread that looks after the workers: an error in it does not end it silently.
+
+Either it goes on, or the pool breaks with an error that says why.
+"""
 
 from __future__ import annotations
 
@@ -56,14 +59,14 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskPool]:
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[BaseException | None]:
-    """The exceptions that threads told of."""
+    """The exceptions that are reported to `threading.excepthook`."""
     errors: list[BaseException | None] = []
     monkeypatch.setattr(threading, "excepthook", lambda args: errors.append(args.exc_value))
     return errors
 
 
 def failing(times: float, original: Callable[..., Any]) -> Callable[..., Any]:
-    """Like `original`, but the first calls raise."""
+    """Return a function like `original` whose first calls (as many as `times`) raise an error."""
     left = times
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -77,10 +80,10 @@ def failing(times: float, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("step", ["look_after_crew", "bury"])
-def test_an_error_that_passes_ends_nothing(
+def test_a_passing_error_does_not_end_the_supervisor(
     pool: TaskPool, step: str, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
 ) -> None:
-    """Any one ended the thread, and the pool with it, without a word."""
+    """Otherwise a single error would silently end the thread, and the pool would hang."""
     engine = pool._engine
     monkeypatch.setattr(engine, step, failing(3, getattr(engine, step)))
     with pytest.raises(WorkerCrashed):
@@ -89,7 +92,7 @@ def test_an_error_that_passes_ends_nothing(
     assert [str(error) for error in reported] == ["out of means"]
 
 
-def test_a_worker_whose_burial_fails_half_way_is_buried_once(
+def test_a_death_whose_handling_fails_half_way_is_counted_once(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
 ) -> None:
     crew = pool._engine.crew
@@ -101,10 +104,10 @@ def test_a_worker_whose_burial_fails_half_way_is_buried_once(
     assert pool.statistics().crashed == 1
 
 
-def test_a_worker_that_could_not_be_watched_does_not_stay(
+def test_a_worker_that_cannot_be_watched_is_not_kept(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
 ) -> None:
-    """Nobody saw its end, and the pool had none."""
+    """Otherwise its end would not be noticed, and the pool would not end either."""
     watcher = pool._engine.supervisor._watcher
     monkeypatch.setattr(watcher, "add", failing(1, watcher.add))
     with pytest.raises(WorkerCrashed):
@@ -115,10 +118,10 @@ def test_a_worker_that_could_not_be_watched_does_not_stay(
     assert pool.join(PATIENCE)
 
 
-def test_a_death_is_not_forgotten_though_the_pokes_cannot_be_read(
+def test_a_death_is_not_forgotten_if_reading_the_wake_up_pipe_fails(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
 ) -> None:
-    """Its task never ended."""
+    """Otherwise the task of the dead worker would never end."""
     supervisor = pool._engine.supervisor
     watcher = supervisor._watcher
     wait = watcher.wait
@@ -146,14 +149,14 @@ def test_a_death_is_not_forgotten_though_the_pokes_cannot_be_read(
     assert [str(error) for error in reported] == ["none left"]
 
 
-def test_what_has_been_handed_in_is_told_though_the_next_stop_fails(
+def test_an_outcome_is_told_even_if_stopping_the_next_task_fails(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
 ) -> None:
-    """The outcome of the task before was forgotten (no memory): its handle never ended."""
+    """If the outcome that was fetched meanwhile were forgotten, its handle would stay pending for ever."""
     for _ in range(20):
-        # Known to be short, so that the next ones are sent together.
+        # The function must be known to be short, so that the next two tasks are sent together.
         pool.apply(time.sleep, (0.0,))
-    # The collector is not rung for the first one, and nobody waits for it: the supervisor is who fetches it.
+    # The collector is not woken for the first one, and no thread waits for it, so the supervisor fetches it.
     short = pool.submit(time.sleep, 0.1)
     long = pool.with_options(timeout=0.3).submit(time.sleep, PATIENCE)
     dispatcher = pool._engine.dispatcher
@@ -177,7 +180,7 @@ def test_what_has_been_handed_in_is_told_though_the_next_stop_fails(
 def test_a_lack_of_descriptors_that_passes_does_not_break_the_pool(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As in a server that has just accepted too many connections: nothing is wrong with the workers.
+    # As in a server that has just accepted too many connections. Nothing is wrong with the workers.
     crew = pool._engine.crew
     start = crew.start
     refused: list[None] = []
@@ -197,7 +200,7 @@ def test_a_lack_of_descriptors_that_passes_does_not_break_the_pool(
 
 
 @pytest.mark.parametrize("step", ["look_after_crew", "bury", "is_over", "break_down"])
-def test_an_error_that_stays_breaks_the_pool_and_everything_ends(
+def test_a_lasting_error_breaks_the_pool_and_all_handles_end(
     pool: TaskPool,
     step: str,
     tmp_path: Path,
@@ -224,16 +227,16 @@ def test_an_error_that_stays_breaks_the_pool_and_everything_ends(
     with pytest.raises(PoolBroken):
         pool.submit(tasks.square, 1)
     assert pool.join(PATIENCE)
-    # Its exit code has been taken: nothing of it is left, not even a zombie.
+    # The worker has been reaped: there is not even a zombie.
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
     assert reported
 
 
-def test_a_worker_that_could_not_be_killed_is_killed_later(
+def test_killing_a_worker_is_tried_again_after_an_error(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
 ) -> None:
-    """The kill looks for descendants, which needs a descriptor. It was not tried again."""
+    """Killing a worker may fail, because its descendants are looked up, which needs a descriptor."""
     monkeypatch.setattr(families, "kill_families", failing(3, families.kill_families))
     handle = pool.with_options(timeout=0.1).submit(tasks.hold_out)
     with pytest.raises(TaskTimeout):
@@ -242,10 +245,10 @@ def test_a_worker_that_could_not_be_killed_is_killed_later(
     assert len(reported) == 1
 
 
-def test_a_signal_that_is_not_allowed_is_no_reason_to_stop_looking(
+def test_the_supervisor_goes_on_if_it_is_not_allowed_to_signal_a_worker(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
 ) -> None:
-    """A task may have changed its user."""
+    """The worker may belong to another user by now, because a task has changed that."""
     send = signalling.send_signal
 
     def refuse(process: Any, signum: int) -> bool:
@@ -254,7 +257,7 @@ def test_a_signal_that_is_not_allowed_is_no_reason_to_stop_looking(
         return send(process, signum)
 
     monkeypatch.setattr(signalling, "send_signal", refuse)
-    # None comes, however long one waits.
+    # No stack will come, so do not wait long.
     monkeypatch.setattr(_insight, "_STACKS_SECONDS", 0.1)
     monkeypatch.setattr(families, "_STOPPING_PATIENCE_S", 0.1)
     assert set(pool.stacks().values()) == {""}
@@ -263,10 +266,10 @@ def test_a_signal_that_is_not_allowed_is_no_reason_to_stop_looking(
     assert not reported
 
 
-def test_a_worker_whose_end_is_not_told_is_buried_all_the_same(
+def test_a_dead_worker_without_an_exit_code_is_replaced(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
 ) -> None:
-    """Its process cannot be closed: that raises for one that passes for running."""
+    """`close` raises for a process without an exit code, as for one that runs. That must not matter."""
     lane = next(iter(pool._engine.dispatcher.lanes.values()))
     process = lane.process
     assert process is not None
@@ -281,7 +284,7 @@ def test_a_worker_whose_end_is_not_told_is_buried_all_the_same(
     process.join()
 
 
-def test_a_machine_without_temporary_directory(
+def test_worker_deaths_are_handled_without_a_temporary_directory(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch, reported: list[BaseException | None]
 ) -> None:
     monkeypatch.setattr("tempfile.gettempdir", failing(float("inf"), str))
@@ -293,9 +296,9 @@ def test_a_machine_without_temporary_directory(
     assert not reported
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known who is stopped")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows that a process is stopped")
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
-def test_what_a_stopped_worker_has_not_begun_goes_to_others(
+def test_tasks_that_a_stopped_worker_has_not_begun_go_to_others(
     busy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.05)
@@ -314,7 +317,7 @@ def test_what_a_stopped_worker_has_not_begun_goes_to_others(
             wait_until(lambda: is_stopped(stopped), "it is stopped")
             handles = [pool.submit(os.getpid) for _ in range(20)]
             assert {handle.result(PATIENCE) for handle in handles} == {other}
-            # It is left alone as long as it is stopped.
+            # No task is sent to it as long as it is stopped.
             assert pool.submit(os.getpid).result(PATIENCE) == other
         finally:
             os.kill(stopped, signal.SIGCONT)
@@ -323,8 +326,8 @@ def test_what_a_stopped_worker_has_not_begun_goes_to_others(
         wait_until(lambda: stopped in workers(), "at work again")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known who is stopped")
-def test_a_stopped_worker_that_is_alone_goes_on_at_once() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows that a process is stopped")
+def test_the_only_worker_gets_tasks_again_once_it_is_no_longer_stopped() -> None:
     with TaskPool(1, context="fork") as pool:
         pid = pool.apply(os.getpid)
         os.kill(pid, signal.SIGSTOP)
@@ -337,15 +340,15 @@ def test_a_stopped_worker_that_is_alone_goes_on_at_once() -> None:
 
 
 @pytest.mark.parametrize("grace", [1e6, 1e12])
-def test_a_long_grace_period(grace: float) -> None:
-    """The system counts the milliseconds of a wait in 32 bits."""
+def test_a_grace_period_may_be_longer_than_the_system_can_wait(grace: float) -> None:
+    """The system limits a wait to 32 bits of milliseconds."""
     pool = TaskPool(1, context="fork", grace_period=grace)
     assert pool.apply(tasks.square, (2,)) == 4
     pool.close()
     assert pool.join(PATIENCE)
 
 
-def test_a_long_wait_for_a_process() -> None:
+def test_a_wait_for_a_process_may_be_longer_than_the_system_can_wait() -> None:
     watcher = ExitWatcher()
     reader, writer = os.pipe()
     try:
@@ -359,10 +362,13 @@ def test_a_long_wait_for_a_process() -> None:
 
 
 @pytest.mark.parametrize("struck", [True, False])
-def test_kills_of_the_system_are_counted_in_the_control_group(
+def test_a_killed_worker_counts_as_out_of_memory_only_if_the_system_counts_such_a_kill(
     monkeypatch: pytest.MonkeyPatch, struck: bool
 ) -> None:
-    """They were counted for the whole machine: another container's made any killed worker one of them."""
+    """The count is that of the program's control group, not that of the machine.
+
+    Otherwise a kill in another container would make `likely_oom` true for any killed worker.
+    """
     kills = 0
     monkeypatch.setattr(memory, "oom_kills", lambda: kills)
     with TaskPool(1, context="fork") as pool:
@@ -373,8 +379,8 @@ def test_kills_of_the_system_are_counted_in_the_control_group(
     assert caught.value.likely_oom is struck
 
 
-def test_a_worker_does_without_typing_extensions() -> None:
-    """They take ten milliseconds of each start."""
+def test_workers_do_not_import_typing_extensions() -> None:
+    """Importing it takes ten milliseconds at each start."""
     code = "import sys, mpkit.pool._worker.worker; print('typing_extensions' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -385,12 +391,12 @@ def test_a_worker_does_without_typing_extensions() -> None:
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """All descriptors below 1024 are taken: `select.select` takes none of the others."""
+    """All descriptors below 1024 are taken. `select.select` does not accept higher ones."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 2048:
-        pytest.skip("no descriptor may have such a number here")
+        pytest.skip("the limit of open files is too low for such descriptors")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
     taken = [os.open(os.devnull, os.O_RDONLY)]
     try:
@@ -405,7 +411,7 @@ def many_files() -> Iterator[None]:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that has to wait for a core has a stack all the same."""
+    """Wait long enough for the stack of a worker that has to wait for a core."""
     monkeypatch.setattr(_limits, "_STACK_SECONDS", PATIENCE)
     monkeypatch.setattr(_insight, "_STACKS_SECONDS", PATIENCE)
     monkeypatch.setattr(_stacks, "_ANSWER_SECONDS", PATIENCE)
@@ -424,7 +430,7 @@ def test_stacks_and_time_limits_with_many_open_files(reported: list[BaseExceptio
 
 
 @pytest.mark.usefixtures("many_files", "patient")
-@pytest.mark.skipif(sys.platform != "linux", reason="from outside on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="stacks can be had from outside only on Linux")
 def test_stacks_from_outside_with_many_open_files() -> None:
     with TaskPool(1, context="fork") as pool:
         pool.apply(tasks.square, (1,))
@@ -435,18 +441,18 @@ def test_stacks_from_outside_with_many_open_files() -> None:
 # -- stacks --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="another system has no such pipe, or no such word for it")
-def test_programs_of_tasks_do_not_get_the_pipe_for_stacks() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the pipe's number, which other systems may lack")
+def test_programs_of_tasks_do_not_inherit_the_pipe_for_stacks() -> None:
     with TaskPool(1, context="forkserver") as pool:
         assert pool.submit(abs, -1).result(PATIENCE) == 1
         (lane,) = pool._engine.dispatcher.lanes.values()
         assert not pool.submit(os.get_inheritable, lane.words[STACK_PIPE] - 1).result(PATIENCE)
 
 
-def test_the_stack_of_a_worker_that_has_just_been_disposed_of(
+def test_asking_for_the_stack_of_a_worker_whose_pipe_is_just_being_closed(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its pipe was looked up before the lock under which it is closed was taken."""
+    """The pipe must be looked up under the lock under which it is closed. Else a closed one might be used."""
     engine = pool._engine
     lane = next(iter(engine.dispatcher.lanes.values()))
     waiting = threading.Event()
@@ -471,10 +477,10 @@ def test_the_stack_of_a_worker_that_has_just_been_disposed_of(
 
 
 def write_slowly(pipe: int, begun: str, gate: str) -> None:
-    """Lose the core in the middle of writing the stack."""
+    """Write the stack as if the worker lost its core in the middle of it."""
 
     def write(signum: int, _frame: object) -> None:
-        # As it is in a handler in C, which that of `faulthandler` is.
+        # The signal is blocked in a handler in C, as that of `faulthandler` is.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signum})
         os.write(pipe, b"one half\n")
         time.sleep(0.2)
@@ -488,12 +494,12 @@ def write_slowly(pipe: int, begun: str, gate: str) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known who is writing")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows that a worker is still writing")
 @pytest.mark.parametrize("outside", [False, True])
-def test_a_worker_that_loses_its_core_while_it_writes_its_stack_is_waited_for(
+def test_a_stack_is_complete_even_if_its_worker_pauses_while_writing_it(
     pool: TaskPool, tmp_path: Path, outside: bool
 ) -> None:
-    """What came after a pause of milliseconds was missing: on a busy machine in one stack of some hundred."""
+    """Otherwise the rest of the stack is missing after a pause of milliseconds (common on a busy machine)."""
     begun, gate = tmp_path / "begun", tmp_path / "gate"
     (lane,) = pool._engine.dispatcher.lanes.values()
     handle = pool.submit(write_slowly, lane.words[STACK_PIPE] - 1, str(begun), str(gate))
@@ -513,9 +519,9 @@ def flood(descriptor: int) -> None:
             os.write(descriptor, bytes(1 << 16))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="another system has no such pipe, or no such word for it")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the pipe's number, which other systems may lack")
 def test_a_task_that_never_stops_writing_into_the_pipe_for_stacks_is_stopped(pool: TaskPool) -> None:
-    """Its stack was read for ever, by the thread that had to stop it."""
+    """The thread that has to stop it must not read its stack for ever."""
     (lane,) = pool._engine.dispatcher.lanes.values()
     pipe = lane.words[STACK_PIPE] - 1
     handle = pool.submit(flood, pipe)
@@ -534,9 +540,11 @@ def take_the_handler_away(begun: str, gate: str) -> str:
     return "alive"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is not known who has a handler")
-def test_a_worker_without_a_handler_for_it_is_not_sent_the_signal(pool: TaskPool, tmp_path: Path) -> None:
-    """It ended the worker; for the administrator also a program that had only taken the name of one."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows whether a process has a handler")
+def test_the_stack_signal_is_not_sent_to_a_worker_without_a_handler_for_it(
+    pool: TaskPool, tmp_path: Path
+) -> None:
+    """The signal would end the worker, or, sent by root, any program that only pretends to be one."""
     begun, gate = tmp_path / "begun", tmp_path / "gate"
     (lane,) = pool._engine.dispatcher.lanes.values()
     handle = pool.submit(take_the_handler_away, str(begun), str(gate))
@@ -548,7 +556,7 @@ def test_a_worker_without_a_handler_for_it_is_not_sent_the_signal(pool: TaskPool
 
 
 class _Lock:
-    """A lock that tells before it is waited for."""
+    """A lock whose `run` is replaced, so that the test learns when a thread is about to wait for it."""
 
     def __init__(self, lock: Any, run: Callable[..., Any]) -> None:
         self._lock = lock
@@ -575,14 +583,14 @@ def _raise(_args: object) -> None:
     raise RuntimeError("bad hook")
 
 
-def test_a_hook_that_raises_ends_no_thread(
+def test_an_excepthook_that_raises_ends_no_thread(
     pool: TaskPool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """What a call in the collector's thread raised is told to the application's own hook."""
+    """An exception of such a call is passed to the application's hook, which may fail itself."""
     monkeypatch.setattr(threading, "excepthook", _raise)
     called = threading.Event()
     pool._engine.collector.call_back(lambda: 1 / 0)
-    # Not by a callback of a task: if that has ended already, the caller's own thread calls it.
+    # Not as the callback of a task: if the task has already ended, the thread that adds it may call it.
     pool._engine.collector.call_back(called.set)
     assert called.wait(PATIENCE)
     told = capfd.readouterr().err
@@ -590,7 +598,7 @@ def test_a_hook_that_raises_ends_no_thread(
     assert "bad hook" in told
 
 
-def test_a_report_without_any_means_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_raises_nothing_even_if_all_hooks_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", _raise)
     monkeypatch.setattr(threading, "__excepthook__", _raise)
     done: list[int] = []
@@ -603,7 +611,9 @@ def test_a_report_without_any_means_raises_nothing(monkeypatch: pytest.MonkeyPat
     assert done == [1]
 
 
-def test_what_a_task_left_behind_is_not_held_against_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_was_measured_during_a_task_is_not_held_against_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     limit = 1 << 40
     first_goes, second_goes = LockedCounter(), LockedCounter()
     with TaskPool(1, context="fork", max_memory_bytes=limit) as pool:
@@ -613,7 +623,7 @@ def test_what_a_task_left_behind_is_not_held_against_the_next_one(monkeypatch: p
         measured = 0
 
         def measure(_pid: int) -> int:
-            """Much, while the first one ran; when the answer comes it is the second one that runs."""
+            """Return too much for the first task. By the time it is returned, the second one is running."""
             nonlocal measured
             measured += 1
             if measured > 1:
@@ -639,7 +649,7 @@ def test_a_closed_pool_replaces_only_workers_that_it_needs() -> None:
         pool.close()
         gate.add()
         assert isinstance(dies.exception(PATIENCE), WorkerCrashed)
-        for _ in range(2):  # the thread has seen to the crew meanwhile
+        for _ in range(2):  # let the supervisor look after the workers meanwhile
             seen = threading.Event()
             pool._engine.supervisor.request(seen.set)
             assert seen.wait(PATIENCE)
@@ -649,8 +659,8 @@ def test_a_closed_pool_replaces_only_workers_that_it_needs() -> None:
         assert pool.statistics().workers_started == 2
 
 
-def test_a_short_time_limit_is_forgotten_though_the_pool_always_has_tasks(tmp_path: Path) -> None:
-    """The supervisor woke as often as that one task had needed it, as long as the pool was never empty."""
+def test_a_short_time_limit_is_forgotten_even_if_the_pool_is_never_empty(tmp_path: Path) -> None:
+    """Otherwise the supervisor would go on waking up as often as that one task needed it."""
     gate = str(tmp_path / "gate")
     with TaskPool(2, context="fork") as pool:
         limits, dispatcher = pool._engine.limits, pool._engine.dispatcher
@@ -665,17 +675,20 @@ def test_a_short_time_limit_is_forgotten_though_the_pool_always_has_tasks(tmp_pa
         assert look_often() == math.inf
         pool.with_options(timeout=2 * PATIENCE).submit(tasks.wait_for_file, gate)
         pool.with_options(timeout=PATIENCE).submit(tasks.nothing)
-        assert look_often() == PATIENCE, "one that waits has it"
+        assert look_often() == PATIENCE, "a queued task has this limit"
         Path(gate).touch()
 
 
-def test_who_stops_the_time_stops_no_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As freezegun does for tests: waiting never ended, and a worker had begun its task in the future."""
+def test_timeouts_work_if_the_programs_clocks_are_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As freezegun does for tests. mpkit must not use the patched functions of `time`.
+
+    Otherwise waits would never end, and a worker would seem to have begun its task in the future.
+    """
     monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.02)
     asked = itertools.count()
 
     def stopped() -> int:
-        # Whoever waits for the time to go on is let go in the end.
+        # The time goes on after many calls, so that code that wrongly waits for it ends.
         return max(0, next(asked) - 10_000)
 
     for clock in ("monotonic", "monotonic_ns", "time"):

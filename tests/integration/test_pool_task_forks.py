@@ -1,4 +1,7 @@
-"""A process that a task forks is no worker: whatever it does, the pool hears nothing of it."""
+"""Processes that a task forks, and damage to the memory that worker and pool share.
+
+A forked process is no worker: whatever it does, it must not affect the pool.
+"""
 
 from __future__ import annotations
 
@@ -57,10 +60,10 @@ def hide_the_handler() -> None:
 
 
 @pytest.mark.parametrize("initializer", [tasks.nothing, hide_the_handler])
-def test_children_that_log_do_not_write_into_the_ring_of_the_worker(
+def test_children_of_a_task_that_log_do_not_write_into_the_ring_of_the_worker(
     initializer: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two that put tore it: the pool hung, and what had been forked outlived it."""
+    """Only one process may write into the ring. Two would corrupt it, and the pool would hang."""
     with TaskPool(1, context="fork", initializer=initializer) as pool:
         assert pool.submit(log_beside_children, 500).result(PATIENCE) == [0, 0]
         pool.close()
@@ -69,7 +72,7 @@ def test_children_that_log_do_not_write_into_the_ring_of_the_worker(
 
 
 def status_of_fork(act: Callable[[], object]) -> int:
-    """Fork; the child does something and comes back from the task as any function does."""
+    """Fork; the child calls `act` and returns from the task, as the parent does. Return its exit code."""
     child = os.fork()
     if not child:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  as above
@@ -94,17 +97,17 @@ OUTCOMES = [(tasks.nothing, 0), (raise_value_error, 1), (leave, 3), (leave_with_
 
 
 @pytest.mark.parametrize("act, status", OUTCOMES)
-def test_a_fork_that_comes_back_from_the_task_ends_there(
+def test_a_forked_child_that_returns_from_the_task_ends_there(
     pool: TaskPool, act: Callable[[], object], status: int
 ) -> None:
-    """It went on as a second worker."""
+    """Otherwise it would go on as a second worker."""
     assert pool.submit(status_of_fork, act).result(PATIENCE) == status
     assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
     assert pool.statistics().crashed == 0
 
 
 @pytest.mark.parametrize("chunksize", [1, 4])
-def test_a_fork_that_comes_back_in_the_middle_of_a_map(pool: TaskPool, chunksize: int) -> None:
+def test_forked_children_that_return_from_items_of_a_map_end_there(pool: TaskPool, chunksize: int) -> None:
     acts = [act for act, _ in OUTCOMES] * 2
     expected = [status for _, status in OUTCOMES] * 2
     assert pool.map(status_of_fork, acts, chunksize=chunksize) == expected
@@ -118,8 +121,8 @@ def fork_or_note(item: tuple[int, str]) -> int:
     return tasks.note(number, path)
 
 
-def test_a_fork_that_comes_back_does_not_go_on_with_the_map(pool: TaskPool, tmp_path: Path) -> None:
-    """Many short items are worked on in one call of C code, which the child was in the middle of."""
+def test_a_forked_child_does_not_go_on_with_the_items_of_a_chunk(pool: TaskPool, tmp_path: Path) -> None:
+    """Many short items are processed in a single call of C code; the child is in the middle of that call."""
     path = tmp_path / "notes"
     assert pool.map(tasks.square, range(2000), chunksize=1000)
     items = [(number, str(path)) for number in range(40)]
@@ -127,7 +130,7 @@ def test_a_fork_that_comes_back_does_not_go_on_with_the_map(pool: TaskPool, tmp_
     assert sorted(map(int, path.read_text().split())) == list(range(1, 40))
 
 
-def test_a_fork_in_the_initializer() -> None:
+def test_a_forked_child_that_returns_from_the_initializer_ends_there() -> None:
     with TaskPool(1, context="fork", initializer=status_of_fork, initargs=(tasks.nothing,)) as pool:
         assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
         assert pool.statistics().workers_started == 1
@@ -144,15 +147,15 @@ def interrupted_child() -> str:
     return str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
-def test_ctrl_c_in_a_fork_is_its_own_business(pool: TaskPool) -> None:
-    """The worker's handler does nothing but for the task that is being stopped; the fork had it, too."""
+def test_ctrl_c_in_a_child_forked_by_a_task_raises_keyboard_interrupt(pool: TaskPool) -> None:
+    """The worker's handler ignores SIGINT unless a task is being stopped. The child must not inherit that."""
     assert pool.submit(interrupted_child).result(PATIENCE) == "7"
 
 
-def test_a_torn_outbox_costs_its_worker_and_nobody_else(
+def test_a_corrupt_outbox_costs_only_its_own_worker(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What a wild store has left there made each look at it fail, for ever."""
+    """A stray write into its memory must not make the pool fail each time that it reads the outbox."""
     monkeypatch.setattr(_worker_outbox.Outbox, "put_log", lambda self, _record: self.put(b"torn"))
     with TaskPool(2, context="fork") as pool:
         with pytest.raises(WorkerCrashed, match="SIGKILL"):
@@ -164,7 +167,7 @@ def test_a_torn_outbox_costs_its_worker_and_nobody_else(
 
 
 def scribble(at: int, value: int) -> None:
-    """Like a wild store of an extension. Then the task does not end."""
+    """Overwrite a word of this worker's row, as a stray write of a C extension might; then do not end."""
     words_of_this_worker()[at] = value
     time.sleep(10 * PATIENCE)
 
@@ -174,25 +177,25 @@ def words_of_this_worker() -> memoryview[int]:
     return next(channel.words for channel in channels if channel.words[PID] == os.getpid())
 
 
-def die_of_a_wild_store(item: int) -> None:
+def die_after_a_stray_write(item: int) -> None:
     if item == 2:
         words_of_this_worker()[ITEM] = (1 << 64) - 1
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_chunk_that_has_written_over_what_is_in_hand_ends() -> None:
-    """Nothing was to blame, so all of it was sent again, to one worker after the other for ever."""
+def test_a_chunk_that_overwrites_the_index_of_its_item_and_dies_ends() -> None:
+    """No item can be blamed for the death. The chunk must not be sent to one worker after another."""
     with TaskPool(1, context="fork") as pool:
         with pytest.raises(WorkerCrashed, match="SIGKILL"):
-            pool.map_async(die_of_a_wild_store, range(4), chunksize=4).result(PATIENCE)
+            pool.map_async(die_after_a_stray_write, range(4), chunksize=4).result(PATIENCE)
         assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
 
 
 @pytest.mark.parametrize("at, value", [(TASK, 77_777), (STARTED, (1 << 64) - 1)], ids=["which", "when"])
-def test_a_task_that_has_written_over_its_row_ends(
+def test_a_task_that_overwrites_its_row_in_shared_memory_ends(
     at: int, value: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its time limit was never over, and the pool never either."""
+    """Otherwise its time limit would never be reached, and the pool would never end."""
     monkeypatch.setattr(_limits, "_SAMPLE_WITHOUT", 0.02)
     monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.02)
     with TaskPool(1, context="fork") as pool:
@@ -202,8 +205,8 @@ def test_a_task_that_has_written_over_its_row_ends(
         assert pool.submit(tasks.square, 3).result(PATIENCE) == 9
 
 
-def test_a_fork_that_comes_back_from_a_big_function_pickles_nothing() -> None:
-    """It pickled its result, as if somebody waited for it: what that raised or left behind was its end."""
+def test_a_forked_child_that_returns_from_a_big_function_pickles_nothing() -> None:
+    """The child ends without pickling its result, which might raise, or leave a file behind."""
     ballast = bytes(100_000)
 
     def function() -> object:

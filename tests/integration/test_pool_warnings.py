@@ -1,4 +1,4 @@
-"""Starting workers changes nothing of the warning filters, which all threads share."""
+"""Starting workers does not change the warning filters, which all threads share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _own = getattr(sys.flags, "context_aware_warnings", False)
 
 
 def during_the_start(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Have `act` called while a worker is just being started."""
+    """Have `act` called in the middle of each start of a worker."""
     start = _crew._start
 
     def act_and_start(*args: object) -> None:
@@ -28,7 +28,7 @@ def during_the_start(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object])
     monkeypatch.setattr(_crew, "_start", act_and_start)
 
 
-def test_no_other_start_method_than_fork_touches_them(
+def test_only_a_start_by_fork_changes_the_filters_and_only_meanwhile(
     start_method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = list(warnings.filters)
@@ -44,8 +44,10 @@ def test_no_other_start_method_than_fork_touches_them(
 @pytest.mark.skipif(sys.platform == "win32", reason="fork")
 @pytest.mark.skipif(_own, reason="each thread has its own filters")
 @pytest.mark.parametrize("leaves", ["before", "after"])
-def test_what_another_thread_changes_meanwhile_stays(leaves: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end of the start all filters were put back as they had been before it."""
+def test_changes_of_the_filters_by_another_thread_during_a_start_stay(
+    leaves: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a start must not restore all filters to what they were before it."""
     before = list(warnings.filters)
     others = warnings.catch_warnings()
     if leaves == "before":
@@ -68,7 +70,7 @@ def test_what_another_thread_changes_meanwhile_stays(leaves: str, monkeypatch: p
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="fork")
-def test_a_fork_where_warnings_are_errors() -> None:
+def test_a_fork_in_a_multithreaded_program_works_if_warnings_are_errors() -> None:
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
     thread.start()
@@ -98,6 +100,6 @@ if __name__ == "__main__":
 @pytest.mark.skipif(sys.platform == "win32", reason="fork")
 @pytest.mark.parametrize("aware", [0, 1], ids=["filters of the process", "filters of a context"])
 def test_a_forked_worker_has_the_filters_of_the_program(aware: int) -> None:
-    # Before 3.14 the option tells nothing.
+    # Before 3.14 the option has no effect.
     ran = run_python("-X", f"context_aware_warnings={aware}", "-c", FILTERS_OF_A_WORKER)
     assert ran.stdout == "DeprecationWarning('pitchfork() is deprecated')\n"

@@ -1,4 +1,4 @@
-"""`WorkerProcess` in programs of its own: parents that die in every way, exits, Ctrl-C, examples."""
+"""`WorkerProcess` in whole programs: parents that die in various ways, exits, Ctrl-C, the fork server."""
 
 from __future__ import annotations
 
@@ -42,64 +42,64 @@ def pids_of(program: Popen[str], count: int) -> list[int]:
 
 @contextmanager
 def parent(*arguments: str) -> Iterator[Popen[str]]:
-    """A program that starts children and then ends, mostly by a signal."""
+    """Give the block a program that starts children and then ends, in most cases by a signal."""
     with to_be_killed() as env, python("-m", MODULE, "parent", *arguments, env=env) as program:
         yield program
 
 
 @pytest.mark.parametrize("kind", ["sleep", "spin", "gil", "no gil", "stopped"])
 @own_or_of_the_server
-def test_a_killed_parent_takes_its_child_along_whatever_it_does(start_method: str, kind: str) -> None:
+def test_a_child_ends_with_its_killed_parent_whatever_it_is_doing(start_method: str, kind: str) -> None:
     with parent(start_method, kind, "kill") as program:
         pids = pids_of(program, 2)
         assert program.wait() == -signal.SIGKILL
         wait_gone(*pids)
 
 
-def test_grandchildren_go_too(start_method: str) -> None:
+def test_grandchildren_end_with_a_killed_parent(start_method: str) -> None:
     with parent(start_method, "nested", "kill") as program:
         pids = pids_of(program, 3)
         program.wait()
         wait_gone(*pids)
-        # The resource tracker, which would be killed with what remains of the group, has still to do that.
+        # The resource tracker does that. The end of the block would kill it, with the rest of the group.
         wait_until(lambda: not any(map(names_of, pids)), "what they had in shared memory is removed")
 
 
 @pytest.mark.parametrize("how", ["_exit", "abort", "thread"])
-def test_however_the_parent_dies(how: str) -> None:
+def test_a_child_ends_with_its_parent_however_that_dies(how: str) -> None:
     with parent("fork", "spin", how) as program:
         pids = pids_of(program, 2)
         program.wait()
         wait_gone(*pids)
 
 
-def test_a_daemon_goes_at_a_normal_exit(start_method: str) -> None:
+def test_a_daemon_ends_at_a_normal_exit_of_its_parent(start_method: str) -> None:
     with parent(start_method, "sleep", "exit") as program:
         pids = pids_of(program, 2)
         assert program.wait() == 0
-        # multiprocessing terminates the daemon, and knows nothing of what that has started.
+        # multiprocessing terminates the daemon, but not the program that the daemon has started.
         wait_gone(pids[0])
         psutil.Process(pids[1]).kill()
 
 
-def test_an_orphan_lives_on(start_method: str) -> None:
+def test_an_orphan_lives_on_when_its_parent_is_killed(start_method: str) -> None:
     with parent(start_method, "sleep", "orphan") as program:
         child, grandchild = pids_of(program, 2)
         program.wait()
-        # Nothing tells that something will not happen; were it to happen, it would soon.
+        # There is no event that shows that something will not happen. If it happened, it would be soon.
         assert not gone(child)
         for pid in (child, grandchild):
             psutil.Process(pid).kill()
         wait_gone(child, grandchild)
 
 
-def test_a_normal_exit_waits(start_method: str) -> None:
+def test_a_normal_exit_waits_for_the_child(start_method: str) -> None:
     assert run_python("-m", MODULE, "joined_at_exit", start_method).stdout == "the child has finished\n"
 
 
-def test_ctrl_c(start_method: str) -> None:
+def test_ctrl_c_in_a_terminal_ends_parent_and_child(start_method: str) -> None:
     with python("-m", MODULE, "interrupted", start_method) as program:
-        # Each on a line of its own, in any order.
+        # Parent and child print one line each, in any order.
         (child,) = {*pids_of(program, 1), *pids_of(program, 1)} - {program.pid}
         os.killpg(program.pid, signal.SIGINT)
         out, err = program.communicate()
@@ -111,11 +111,11 @@ def test_ctrl_c(start_method: str) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
 @pytest.mark.parametrize("question", ["is_alive", "terminate"])
-def test_a_signal_handler_may_ask_and_end_what_the_main_thread_asks_and_ends(
+def test_a_signal_handler_may_use_the_process_that_the_main_thread_is_using(
     method: str, question: str
 ) -> None:
     done = run_python("-m", MODULE, "asked_at_every_step", method, question)
-    # It was a handler at more than a few places.
+    # The handler ran at many different steps.
     assert int(done.stdout) > 50
 
 
@@ -134,7 +134,7 @@ except WorkerCrashed as error:
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_program_without_the_guard_is_told_so(method: str, tmp_path: Path) -> None:
+def test_a_program_without_a_main_guard_is_told_to_add_one(method: str, tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(UNGUARDED.format(method=method))
     done = run_python(path)
@@ -153,7 +153,9 @@ if __name__ == "__main__":
 """
 
 
-def test_a_crash_is_shown_where_the_program_has_asked_for_it(start_method: str, tmp_path: Path) -> None:
+def test_faulthandler_shows_a_crash_once_if_the_program_has_enabled_it(
+    start_method: str, tmp_path: Path
+) -> None:
     path = tmp_path / "program.py"
     path.write_text(CRASH)
     for options, times in ((), 0), (("-X", "faulthandler"), 1):
@@ -162,7 +164,7 @@ def test_a_crash_is_shown_where_the_program_has_asked_for_it(start_method: str, 
         assert done.stderr.count("Fatal Python error: Segmentation fault") == times
 
 
-def test_a_killed_fork_starts_no_resource_tracker() -> None:
+def test_killing_a_forked_process_starts_no_resource_tracker() -> None:
     program = """
 import time
 from multiprocessing import resource_tracker
@@ -174,7 +176,7 @@ print(process.stop(0), resource_tracker._resource_tracker._fd)
     assert run_python("-c", program).stdout.split() == ["-9", "None"]
 
 
-def test_ctrl_c_that_reaches_a_fork_at_once_ends_no_other_child() -> None:
+def test_ctrl_c_right_after_a_fork_does_not_make_the_new_child_end_its_siblings() -> None:
     program = """
 import multiprocessing, os, signal, time
 from mpkit import WorkerProcess
@@ -195,7 +197,7 @@ other.kill()
     assert run_python("-c", program).stdout.split() == ["KeyboardInterrupt", "1", "True"]
 
 
-def test_who_is_stopped_prints_no_traceback() -> None:
+def test_a_process_that_is_stopped_while_it_has_a_child_prints_no_traceback() -> None:
     program = """
 from mpkit import BoundedQueue, WorkerProcess
 inner = '''
@@ -214,8 +216,8 @@ if __name__ == "__main__":
     assert (done.stdout, done.stderr) == ("1 KeyboardInterrupt\n" * 2, "")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only mpkit knows the name")
-def test_the_system_lists_a_process_under_the_name_it_was_given() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux mpkit gives the process its name")
+def test_the_system_shows_the_name_that_was_given_to_a_process() -> None:
     read_name = Path("/proc/self/comm").read_text
     with (
         WorkerProcess(target=read_name) as numbered,
@@ -228,14 +230,17 @@ def test_the_system_lists_a_process_under_the_name_it_was_given() -> None:
 
 
 @pytest.mark.parametrize("where", ["before", "after_in_parent", "after_in_child"])
-def test_what_a_handler_raises_in_the_middle_of_a_fork_is_not_lost(where: str) -> None:
-    """A hook at a fork would print it and go on."""
+def test_an_exception_of_a_signal_handler_during_a_fork_is_not_lost(where: str) -> None:
+    """Python prints exceptions that are raised in a fork hook, and goes on. mpkit must prevent that."""
     result = run_python("-m", MODULE, "signal_at_a_fork", where, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (7, "", "")
 
 
-def test_a_plain_fork_joins_its_own_children_at_its_end() -> None:
-    """It tried to join those of its parent, which is an error, and then no others: they died with it."""
+def test_a_child_of_a_plain_os_fork_joins_its_own_children_at_its_end() -> None:
+    """If it tried to join its parent's children, that would fail, and its own ones would not be joined.
+
+    They would then die with it.
+    """
     program = """
 import os, sys, time
 from mpkit import TaskPool, WorkerProcess
@@ -303,13 +308,13 @@ if __name__ == "__main__":
 """
 
 
-def test_ctrl_c_gets_through_a_start_by_a_stopped_fork_server(tmp_path: Path) -> None:
+def test_ctrl_c_interrupts_a_start_that_waits_for_a_stopped_fork_server(tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(STOPPED_SERVER)
     assert run_python(path).stdout.split() == ["interrupted", "new", "-9"]
 
 
-def test_stop_by_a_stopped_fork_server(tmp_path: Path) -> None:
+def test_stop_does_not_wait_for_ever_for_a_stopped_fork_server(tmp_path: Path) -> None:
     program = """
 if __name__ == "__main__":
     import os, signal, time
@@ -333,7 +338,7 @@ if __name__ == "__main__":
     assert said == ["255", "255 WorkerCrashed", "has not told; it may be stopped"]
 
 
-def test_stop_without_any_descriptor_left() -> None:
+def test_stop_works_without_any_free_descriptor() -> None:
     program = """
 import os, resource, time
 from mpkit import WorkerProcess
@@ -352,7 +357,7 @@ except OSError:
     assert run_python("-c", program).stdout.split() == ["-9", "True"]
 
 
-def test_who_outlives_the_fork_server_is_waited_for_and_no_exit_code_is_invented() -> None:
+def test_children_of_a_killed_fork_server_can_be_waited_for_and_have_no_exit_code() -> None:
     program = """
 import os, signal, time
 from multiprocessing import connection, forkserver
@@ -369,8 +374,9 @@ if __name__ == "__main__":
     assert run_python("-c", program).stdout.splitlines() == ["None", "[] True", "True None"]
 
 
-def test_a_start_that_lacks_a_descriptor_harms_neither_the_fork_server_nor_other_processes() -> None:
-    # Whatever step finds none left: the server must not die of it, nor a fork wait for ever for its orders.
+def test_a_start_without_enough_descriptors_does_not_harm_the_fork_server() -> None:
+    # Whichever step finds no descriptor left, the fork server must not die, and no forked process may wait
+    # for its orders for ever.
     program = """
 import os, resource, sys, time
 from multiprocessing import forkserver
@@ -422,16 +428,16 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="lists descriptors")
-def test_a_fork_that_the_system_refuses_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_that_the_system_refuses_leaves_no_descriptor_open(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> int:
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     process = WorkerProcess(target=math.factorial, args=(5,), start_method="fork")
     counts: list[int] = []
-    gc.collect()  # what earlier tests have left must not be closed in between
+    gc.collect()  # garbage of earlier tests must not be closed in between
     with monkeypatch.context() as patch:
         patch.setattr(os, "fork", refused)
-        for _ in range(2):  # the first may start servants, which stay
+        for _ in range(2):  # the first try may start helper processes, which stay
             with pytest.raises(BlockingIOError):
                 process.start()
             counts.append(len(os.listdir("/proc/self/fd")))
@@ -440,7 +446,7 @@ def test_a_fork_that_the_system_refuses_leaves_no_descriptor(monkeypatch: pytest
         assert process.result(PATIENCE) == 120
 
 
-def test_nothing_is_left_when_nobody_asks() -> None:
+def test_a_process_whose_result_is_never_read_causes_no_warning() -> None:
     code = (
         "import math\nfrom mpkit import WorkerProcess\n"
         "if __name__ == '__main__':\n"
@@ -450,7 +456,7 @@ def test_nothing_is_left_when_nobody_asks() -> None:
     assert done.stderr == ""
 
 
-def test_the_example() -> None:
+def test_the_first_example_prints_what_it_should() -> None:
     done = run_python(ROOT / "examples" / "01_process.py")
     assert done.stdout.splitlines() == [
         "20! is 2432902008176640000",
@@ -460,14 +466,16 @@ def test_the_example() -> None:
     ]
 
 
-def test_a_process_that_is_closed_while_its_result_is_read_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_a_process_while_its_result_is_read_raises_closed_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     process = WorkerProcess.call(divmod, 17, 5)
     process.start()
     process.join()
     real = file_maps.map_privately
 
     def map_late(descriptor: int, size: int) -> mmap.mmap:
-        # By another thread.
+        # As another thread would do at this moment.
         process.close()
         return real(descriptor, size)
 
@@ -476,7 +484,7 @@ def test_a_process_that_is_closed_while_its_result_is_read_says_so(monkeypatch: 
         process.result()
 
 
-def test_two_threads_may_close_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_threads_may_close_a_process_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
     process = WorkerProcess.call(divmod, 17, 5)
     process.start()
     process.join()
@@ -484,7 +492,7 @@ def test_two_threads_may_close_a_process(monkeypatch: pytest.MonkeyPatch) -> Non
     real = popen.close
 
     def close_late() -> None:
-        # Another thread, in the middle of it.
+        # As another thread would do in the middle of this call.
         monkeypatch.undo()
         process.close()
         real()

@@ -1,4 +1,4 @@
-"""Processes that are killed or stopped while they use a queue; forks; exits in every order."""
+"""Queues when a process that uses them is killed or stopped, forks, or exits; and the names that are left."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def process(target: Any, *args: Any) -> Any:
 
 
 def states(queue: BoundedQueue[Any]) -> list[int]:
-    """The states of the queue's regions that have ever been made."""
+    """Return the state of each region that has been made in the queue's file."""
     assert queue._shared is not None
     table = queue._shared.regions
     entries = [
@@ -52,20 +52,24 @@ def states(queue: BoundedQueue[Any]) -> list[int]:
 
 
 @pytest.mark.parametrize("side", ["put_lock", "get_lock"])
-def test_whoever_dies_with_the_queues_own_lock_is_replaced(queue: BoundedQueue[Any], side: str) -> None:
+def test_a_queue_goes_on_after_a_process_has_died_with_its_internal_lock(
+    queue: BoundedQueue[Any], side: str
+) -> None:
     queue.put("before")
     assert forked(lambda: targets.die_inside_queue(queue, side)) == -signal.SIGKILL
     begin = time.monotonic()
     queue.put("after")
     assert [queue.get(), queue.get()] == ["before", "after"]
-    # Half a second is promised; a loaded machine is no failure.
+    # Half a second is promised, but the machine may be busy.
     assert time.monotonic() - begin < PATIENCE
     assert queue.statistics().recoveries == 1
 
 
 @pytest.mark.parametrize("side", ["put_lock", "get_lock"])
-def test_a_stopped_process_is_never_robbed(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The rules do not depend on these times.
+def test_the_internal_lock_of_a_stopped_process_is_never_taken_over(
+    side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The protocol works in the same way with shorter times.
     for module in (put_side, sleepers):
         monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(robust_lock, "SLICE_SECONDS", 0.01)
@@ -76,7 +80,7 @@ def test_a_stopped_process_is_never_robbed(side: str, monkeypatch: pytest.Monkey
         with reap(child):
             pid = reached.get(timeout=PATIENCE)
             wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "the child is stopped")
-            # A time limit covers the whole call, whatever holds it up; an investigation finds somebody alive.
+            # The timeout covers the whole call, whatever delays it. Waiting processes find the owner alive.
             if side == "put_lock":
                 for item in ("x", b"x" * BIG):
                     with pytest.raises(QueueFull):
@@ -100,7 +104,7 @@ def test_a_stopped_process_is_never_robbed(side: str, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("item", ["x", b"x" * BIG], ids=["small", "big"])
-def test_a_coroutine_waits_for_a_stopped_process_and_lets_others_run(
+def test_a_coroutine_that_waits_for_a_stopped_process_lets_others_run(
     item: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(put_side, "PATIENCE_SECONDS", 0.05)
@@ -113,7 +117,7 @@ def test_a_coroutine_waits_for_a_stopped_process_and_lets_others_run(
                 await asyncio.sleep(0.01)
             assert not putting.done()
             os.kill(pid, signal.SIGCONT)
-            # There is room, and nobody who takes anything: that the lock is free has to be enough.
+            # There is room, and no item is taken: it must be enough that the lock is free again.
             await asyncio.wait_for(putting, PATIENCE)
 
         with reap(child):
@@ -123,8 +127,8 @@ def test_a_coroutine_waits_for_a_stopped_process_and_lets_others_run(
         assert queue.get() == item
 
 
-def test_waiting_processes_may_be_killed() -> None:
-    """A getter and a putter killed asleep take no wake-up away from those who live."""
+def test_killing_waiting_processes_costs_the_others_no_wake_ups() -> None:
+    """A getter and a putter that are killed while they sleep must not take wake-ups from living processes."""
     with BoundedQueue[Any](maxsize=1) as queue, BoundedQueue[Any](maxsize=1) as full:
         full.put(0)
         children = [process(queue.get), process(full.put, 1)]
@@ -146,7 +150,7 @@ def test_waiting_processes_may_be_killed() -> None:
                 echo.join()
 
 
-def test_a_getter_killed_with_arrays_in_hand_gives_their_memory_back(queue: BoundedQueue[Any]) -> None:
+def test_the_memory_of_arrays_that_a_killed_getter_held_is_reused(queue: BoundedQueue[Any]) -> None:
     assert queue._shared is not None
     size = 0
     for round_ in range(12):
@@ -164,10 +168,10 @@ def test_a_getter_killed_with_arrays_in_hand_gives_their_memory_back(queue: Boun
     assert queue.empty()
 
 
-def test_a_putter_killed_just_before_publishing_leaves_nothing(
+def test_the_region_of_a_putter_killed_just_before_publishing_is_reused(
     queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its region was marked as that of the next item, whichever that becomes."""
+    """The region is already marked as that of the next item. It must not count as that of another item."""
     monkeypatch.setattr(robust_lock, "SLICE_SECONDS", 0.002)
     monkeypatch.setattr(robust_lock, "STUCK_SECONDS", 0.002)
     real = regions.Regions.mark_queued
@@ -193,7 +197,7 @@ def test_a_putter_killed_just_before_publishing_leaves_nothing(
 # --- fork ---------------------------------------------------------------------------------------------------
 
 
-def test_received_arrays_stay_as_they_are_in_a_forked_child(queue: BoundedQueue[Any]) -> None:
+def test_received_arrays_stay_valid_in_a_forked_child(queue: BoundedQueue[Any]) -> None:
     queue.put(np.full(BIG, 1))
     held = queue.get()
     go_read, go_write = os.pipe()
@@ -216,7 +220,7 @@ def test_received_arrays_stay_as_they_are_in_a_forked_child(queue: BoundedQueue[
     os.close(go_write)
 
 
-def test_a_forked_child_uses_what_it_inherits(queue: BoundedQueue[Any]) -> None:
+def test_a_forked_child_can_use_an_inherited_queue(queue: BoundedQueue[Any]) -> None:
     queue.put("before")
     assert queue.get() == "before"
 
@@ -231,12 +235,12 @@ def test_a_forked_child_uses_what_it_inherits(queue: BoundedQueue[Any]) -> None:
     assert queue.get() == "after"
 
 
-def test_a_forked_child_waits_in_coroutines_of_its_own(queue: BoundedQueue[Any]) -> None:
+def test_coroutines_can_wait_in_a_forked_child(queue: BoundedQueue[Any]) -> None:
     async def take(put: Callable[[], None]) -> Any:
         asyncio.get_running_loop().call_later(0.01, put)
         return await asyncio.wait_for(queue.aget(), PATIENCE)
 
-    # The thread that watches for this coroutine does not exist in the child.
+    # The thread that waits on behalf of this coroutine does not exist in the child.
     assert asyncio.run(take(lambda: queue.put(1))) == 1
 
     def work() -> None:
@@ -250,7 +254,7 @@ def test_a_forked_child_waits_in_coroutines_of_its_own(queue: BoundedQueue[Any])
 
 @pytest.mark.parametrize("method", METHODS)
 def test_names_are_removed_only_after_the_children_have_been_joined(method: str, tmp_path: Path) -> None:
-    """A program that leaves the joining to the exit; its children open the queue as late as they can."""
+    """A program leaves joining to multiprocessing's exit, and its child opens the queue only then."""
     program = tmp_path / "program.py"
     program.write_text(
         textwrap.dedent(
@@ -272,7 +276,7 @@ def test_names_are_removed_only_after_the_children_have_been_joined(method: str,
                 child = context.Process(target=work, args=(leaving, courier, counter))
                 child.start()
                 print(os.path.basename(queue._name), queue._shared.semaphores[0].name, flush=True)
-                # What multiprocessing does at the exit: it joins the children. Only then the child goes on.
+                # At the exit, multiprocessing joins the children. The child goes on only then.
                 join = child.join
                 child.join = lambda *args: (leaving.add(), join(*args))
             """
@@ -291,7 +295,7 @@ CLOSED_TERMINAL = """
 import resource, signal, sys
 from mpkit import BoundedQueue, TaskPool, WorkerProcess
 
-# Whoever runs the tests may ignore them (nohup, a shell's background), and that is inherited.
+# The tests may have been started with these signals ignored (nohup, in the background), which is inherited.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
@@ -312,14 +316,14 @@ if __name__ == "__main__":
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
 @pytest.mark.parametrize("first", ["queue", "pool", "spawn", "forkserver"])
 @pytest.mark.parametrize("what", ["SIGHUP", "SIGQUIT"])
-def test_a_program_whose_terminal_is_closed_leaves_nothing(tmp_path: Path, what: str, first: str) -> None:
+def test_a_program_ended_by_a_terminal_signal_leaves_no_names(tmp_path: Path, what: str, first: str) -> None:
     (tmp_path / "program.py").write_text(CLOSED_TERMINAL)
     with to_be_killed() as environment, python(tmp_path / "program.py", first, env=environment) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == "ready\n"
         mark = f"-{program.pid}-"
         assert [name for name in os.listdir("/dev/shm") if mark in name]
-        # As the terminal does it: to the whole group.
+        # A terminal sends it to the whole process group.
         os.killpg(program.pid, getattr(signal, what))
         assert program.wait(PATIENCE) == -getattr(signal, what)
         wait_until(
@@ -327,8 +331,8 @@ def test_a_program_whose_terminal_is_closed_leaves_nothing(tmp_path: Path, what:
         )
 
 
-def test_what_a_killed_program_leaves_is_removed(tmp_path: Path) -> None:
-    """Even when it is killed between creating and handing over; the tracker of multiprocessing does it."""
+def test_the_names_of_a_killed_program_are_removed(tmp_path: Path) -> None:
+    """The resource tracker of multiprocessing removes them, even if no other process has opened them yet."""
     program = tmp_path / "program.py"
     program.write_text(
         textwrap.dedent(
@@ -354,10 +358,10 @@ def test_what_a_killed_program_leaves_is_removed(tmp_path: Path) -> None:
     )
 
 
-def test_a_process_with_a_resource_tracker_of_its_own_takes_nothing_along(
+def test_the_resource_tracker_of_another_process_removes_nothing_that_is_in_use(
     queue: BoundedQueue[bytes], lock: Lock, counter: LockedCounter
 ) -> None:
-    """Trackers of multiprocessing remove what their processes have opened, though others use it."""
+    """multiprocessing's tracker would also remove names that its processes have only opened, not created."""
     program = textwrap.dedent(
         """
         import os, pickle, sys
@@ -371,8 +375,8 @@ def test_a_process_with_a_resource_tracker_of_its_own_takes_nothing_along(
         """
     )
     for signum in (signal.SIGKILL, 0):
-        # Its tracker has the same error output, so that this waits for both of them. The second process opens
-        # what the first one has had open.
+        # The process's tracker has the same standard error, so this waits for both of them. The second
+        # process opens what the first one had open.
         done = run_python(
             "-c", program, pickle.dumps((queue, lock, counter)).hex(), str(int(signum)), check=False
         )
@@ -382,7 +386,7 @@ def test_a_process_with_a_resource_tracker_of_its_own_takes_nothing_along(
     assert (queue.qsize(), counter.value, lock.locked()) == (2, 2, False)
 
 
-def test_an_exit_in_the_middle_of_everything_is_quiet(tmp_path: Path) -> None:
+def test_a_program_that_exits_while_threads_wait_prints_no_errors(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
         textwrap.dedent(
@@ -408,7 +412,7 @@ def test_an_exit_in_the_middle_of_everything_is_quiet(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("leaving\n", "")
 
 
-def test_a_handle_under_way_outlives_the_creators_own(queue: BoundedQueue[Any]) -> None:
+def test_a_queue_inside_a_queue_outlives_the_object_of_its_creator(queue: BoundedQueue[Any]) -> None:
     inner: BoundedQueue[int] = BoundedQueue()
     inner.put(1)
     queue.put(inner)

@@ -1,4 +1,4 @@
-"""Where there is little: shared memory, address space, open files. An error or a fall-back, never a crash."""
+"""Little shared memory, address space or descriptors: an error or a fall-back, never a crash or a leak."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._shm.memory.names import owned_names
 from tests.helpers.processes import ROOT, run_python
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm, name spaces and limits of Linux")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs /dev/shm, namespaces and limits of Linux"
+)
 
 SCRIPT = """
 import errno, gc, os, resource, sys, tempfile
@@ -57,11 +59,11 @@ print("fine", left())
 """
 
 
-def in_name_space(tmp_path: Path, options: str, code: str) -> str:
-    """Run `code` where /dev/shm is a file system of its own; its output."""
+def in_namespace(tmp_path: Path, options: str, code: str) -> str:
+    """Run `code` in a mount namespace with its own /dev/shm, and return the output."""
     unshare = shutil.which("unshare")
     if unshare is None or os.geteuid() != 0:
-        pytest.skip("needs root, to mount a small /dev/shm in a name space of its own")
+        pytest.skip("needs root, to mount a small /dev/shm in its own namespace")
     program = tmp_path / "program.py"
     program.write_text(SCRIPT + textwrap.dedent(code))
     mount = f"mount -t tmpfs -o {options} tmpfs /dev/shm"
@@ -87,11 +89,11 @@ def limited(tmp_path: Path, code: str) -> str:
 
 
 @pytest.mark.parametrize("size", [100, 50_000, 700_000])
-def test_a_small_dev_shm_fills_up(tmp_path: Path, size: int) -> None:
-    assert in_name_space(tmp_path, "size=2m", FILL.replace("SIZE", str(size))) == "fine []\n"
+def test_putting_into_a_full_dev_shm_raises_and_loses_no_items(tmp_path: Path, size: int) -> None:
+    assert in_namespace(tmp_path, "size=2m", FILL.replace("SIZE", str(size))) == "fine []\n"
 
 
-def test_a_full_dev_shm(tmp_path: Path) -> None:
+def test_nothing_can_be_created_in_a_full_dev_shm_and_nothing_is_left_there(tmp_path: Path) -> None:
     code = """
     with open("/dev/shm/filler", "wb", buffering=0) as filler:
         try:
@@ -113,10 +115,10 @@ def test_a_full_dev_shm(tmp_path: Path) -> None:
         queue.put(1)
         print(queue.get())
     """
-    assert in_name_space(tmp_path, "size=1m", code) == "[]\n1\n"
+    assert in_namespace(tmp_path, "size=1m", code) == "[]\n1\n"
 
 
-def test_a_read_only_dev_shm(tmp_path: Path) -> None:
+def test_with_a_read_only_dev_shm_the_error_says_what_to_do(tmp_path: Path) -> None:
     code = """
     for kind in (BoundedQueue, Lock, LockedCounter):
         try:
@@ -128,11 +130,11 @@ def test_a_read_only_dev_shm(tmp_path: Path) -> None:
             raise AssertionError("created")
     print(left())
     """
-    assert in_name_space(tmp_path, "ro", code) == "[]\n"
+    assert in_namespace(tmp_path, "ro", code) == "[]\n"
 
 
-def test_a_queue_that_began_while_there_was_room(tmp_path: Path) -> None:
-    """Another process that joins when /dev/shm is full is told so; the queue goes on."""
+def test_a_process_that_first_uses_a_queue_when_dev_shm_is_full_is_not_killed(tmp_path: Path) -> None:
+    """It gets its item or an error, and the queue goes on working."""
     code = """
     queue = BoundedQueue()
     queue.put("before")
@@ -151,16 +153,16 @@ def test_a_queue_that_began_while_there_was_room(tmp_path: Path) -> None:
             os._exit(7)
         os._exit(8)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    # The child got its item, or was told that there is no memory; it was not killed.
+    # The child got its item, or the error. It was not killed.
     print(code in (7, 8), queue.qsize() == (1 if code == 7 else 0))
     os.unlink("/dev/shm/filler")
     queue.put("after")
     print(queue.get_many()[-1])
     """
-    assert in_name_space(tmp_path, "size=1m", code) == "True True\nafter\n"
+    assert in_namespace(tmp_path, "size=1m", code) == "True True\nafter\n"
 
 
-def test_the_limit_of_address_space(tmp_path: Path) -> None:
+def test_putting_beyond_the_limit_of_address_space_raises_and_the_queue_goes_on(tmp_path: Path) -> None:
     code = """
     queue = BoundedQueue()
     queue.put(bytes(1000)); queue.get()
@@ -174,7 +176,7 @@ def test_the_limit_of_address_space(tmp_path: Path) -> None:
     except SharedMemoryExhausted as error:
         check(error)
     except MemoryError:
-        pass  # the interpreter's own: there was no room for the pickle
+        pass  # raised by the interpreter itself: there was no memory for the pickle
     else:
         raise AssertionError("never refused")
     resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
@@ -189,9 +191,9 @@ def test_the_limit_of_address_space(tmp_path: Path) -> None:
     assert limited(tmp_path, code) == "goes on\n[]\n"
 
 
-def test_the_limit_of_open_files(tmp_path: Path) -> None:
+def test_creating_beyond_the_limit_of_open_files_raises_and_leaves_nothing(tmp_path: Path) -> None:
     code = """
-    BoundedQueue().close()  # what every program opens once
+    BoundedQueue().close()  # the first one opens what stays open
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 12,) * 2)
     for kind in (BoundedQueue, Lock, LockedCounter):
         things = []
@@ -214,7 +216,7 @@ def test_the_limit_of_open_files(tmp_path: Path) -> None:
 
 
 def open_files() -> list[str]:
-    """The files of mpkit that this process has open."""
+    """Return the names of mpkit's files that this process has open."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):
@@ -233,8 +235,8 @@ def come_and_go(number_of_rounds: int) -> None:
         counter.close()
 
 
-def test_queues_come_and_go() -> None:
-    BoundedQueue[Any]().close()  # what every program opens once
+def test_objects_that_are_created_and_closed_leave_no_names_or_open_files() -> None:
+    BoundedQueue[Any]().close()  # the first one opens what stays open
     gc.collect()
     before, fds = owned_names(), open_files()
     come_and_go(300)
@@ -243,7 +245,7 @@ def test_queues_come_and_go() -> None:
     assert open_files() == fds
 
 
-def test_a_hundred_queues_at_once() -> None:
+def test_a_hundred_queues_work_at_once_and_each_needs_little_memory() -> None:
     queues: list[BoundedQueue[int]] = [BoundedQueue() for _ in range(100)]
     for number, queue in enumerate(queues):
         queue.put(number)
@@ -253,7 +255,7 @@ def test_a_hundred_queues_at_once() -> None:
     touched = os.fstat(shared.segment.fd).st_blocks * 512
     for semaphore in shared.semaphores:
         touched += os.stat(f"/dev/shm/sem.{semaphore.name[1:]}").st_blocks * 512
-    touched += len(shared.locks) * 4096  # the semaphores between threads, without a name
+    touched += len(shared.locks) * 4096  # the semaphores without a name, which each lock has for threads
     assert touched < 128 * 1024
     for queue in queues:
         queue.close()

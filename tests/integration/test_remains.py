@@ -1,5 +1,7 @@
-"""What killed processes leave in shared memory: it goes at their death, unless others use it, and the tracker
-has nothing to complain of.
+"""What killed processes leave in shared memory.
+
+It is removed when they die, unless other processes use it, and multiprocessing's resource tracker prints no
+warnings.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev
 
 EVERY_STEP = bool(os.environ.get("MPKIT_EVERY_STEP"))
 
-#: What a task has made, and keeps.
+#: What tasks have made is kept alive here.
 kept: list[Any] = []
 
 
@@ -52,7 +54,7 @@ def pool() -> Iterator[TaskPool]:
 
 
 def make_everything() -> list[int]:
-    """Of each kind something; whose names there are: those of this process and its descendants."""
+    """Make one object of each kind, here and in descendants; return the pids of all these processes."""
     kept.extend([BoundedQueue(), Lock(), LockedCounter(), TaskPool(1, context="fork")])
     nested = kept[-1].apply(make_a_queue)
     child = WorkerProcess(target=make_a_queue_and_stay, args=(kept[0],), start_method="fork")
@@ -74,19 +76,21 @@ def make_a_queue_and_stay(queue: BoundedQueue[str]) -> None:
     signal.pause()
 
 
-def test_all_that_a_task_has_made_goes_with_its_worker(pool: TaskPool) -> None:
+def test_everything_that_a_task_has_made_is_removed_when_its_worker_dies(pool: TaskPool) -> None:
     pids = pool.apply(make_everything)
     assert all(names_of(pid) for pid in pids)
     with pytest.raises(WorkerCrashed):
         pool.apply(tasks.kill_myself)
-    # Not at the end of the program: while the pool goes on.
+    # It is removed while the pool goes on, not only at the end of the program.
     wait_until(lambda: not any(names_of(pid) for pid in pids), "they are gone")
     assert pool.apply(tasks.square, (3,)) == 9
 
 
 @pytest.mark.parametrize("way", ["kill", "_exit"])
-def test_all_that_a_process_has_made_goes_with_it(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What descends from it is killed by the guardian, which may have to wait for a core.
+def test_everything_that_a_process_has_made_is_removed_when_it_dies(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The guardian kills its descendants, and may have to wait for a core.
     monkeypatch.setattr(ties, "_FAMILY_PATIENCE_S", PATIENCE)
     queue: BoundedQueue[list[int]] = BoundedQueue()
 
@@ -111,19 +115,19 @@ def make_and_give() -> BoundedQueue[int]:
     return made
 
 
-def test_what_others_have_open_lives_on() -> None:
-    """The contract: as long as anybody who has opened a handle lives, the creator's death included."""
+def test_an_object_that_others_have_open_outlives_its_creator() -> None:
+    """The API promises that an object lives as long as any process has it open, even if its creator dies."""
     with TaskPool(1, context="fork") as pool:
         queue = pool.apply(make_and_give)
         creator = queue.get()
         with pytest.raises(WorkerCrashed):
             pool.apply(tasks.kill_myself)
-        # The new worker opens it by its name.
+        # The new worker must be able to open it by its name.
         pool.apply(put_into, (queue, 3))
     assert queue.get(timeout=PATIENCE) == 3
     assert names_of(creator)
     queue.close()
-    # Now, and not in a minute.
+    # Do now what would be done within a minute.
     names.remove_unneeded()
     assert not names_of(creator)
 
@@ -132,13 +136,15 @@ def put_into(queue: BoundedQueue[int], value: int) -> None:
     queue.put(value)
 
 
-def test_a_handle_under_way_may_arrive_for_a_while(pool: TaskPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickled_handle_can_be_opened_for_a_while_after_its_creator_has_died(
+    pool: TaskPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     under_way = [pool.apply(make_and_pickle) for _ in range(2)]
     with pytest.raises(WorkerCrashed):
         pool.apply(tasks.kill_myself)
     assert pool.apply(tasks.square, (3,)) == 9
     assert pickle.loads(under_way[0]).get_nowait()
-    # The second one has been forgotten by the time that is looked at again.
+    # At the next check after that time, the second one is removed.
     later = time.monotonic() + names.LINGER_SECONDS + 1
     monkeypatch.setattr("mpkit._shm.memory.names.CLOCK.monotonic", lambda: later)
     names._sweep()
@@ -151,16 +157,16 @@ def make_and_pickle() -> bytes:
 
 
 class Tracker:
-    """What the resource tracker would know, told by this process and its forks."""
+    """Stands for the resource tracker: notes in a file what this process and its forks tell it."""
 
     def __init__(self, file: Path) -> None:
         self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        #: After so many words this process is killed: just after it has told of a name, or just before it
-        #: would tell that one is gone.
+        #: After this many messages the process is killed: just after it has registered a name, or just before
+        #: it would unregister one. (-1: never.)
         self.words_left = -1
 
     def tell(self, messages: Sequence[real_tracker.Message]) -> None:
-        # As if each were told alone: whoever tells several at once dies less often in between.
+        # Handle each message by itself, so that the process can also be killed between two of them.
         for what, name, rtype in messages:
             if what == "REGISTER":
                 os.write(self._file, f"+ {rtype} {name}\n".encode())
@@ -175,7 +181,7 @@ class Tracker:
         self.words_left -= 1
 
     def die_after(self, words: int, operation: Callable[[], object]) -> bool:
-        """Run it in a child that is killed; False when it did not have so many words to tell."""
+        """Run it in a child that is killed after `words` messages. Return False if it had fewer to send."""
         pid = os.fork()
         if pid == 0:
             try:
@@ -188,7 +194,7 @@ class Tracker:
     def knows(self) -> set[str]:
         known: set[str] = set()
         for line in os.pread(self._file, 1 << 24, 0).decode().splitlines():
-            # Else it would complain.
+            # The real tracker would print an error if a name were unregistered twice.
             assert line[0] == "+" or line[2:] in known, f"forgotten twice: {line}"
             (known.add if line[0] == "+" else known.remove)(line[2:])
         return known
@@ -197,7 +203,8 @@ class Tracker:
 @pytest.fixture
 def tracker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Tracker:
     made = Tracker(tmp_path / "tracker")
-    # What lingers from earlier tests has been told to the real one, and what is still to be told it is now.
+    # Names of earlier tests belong to the real tracker: send it what is still to be sent, and hide the names
+    # that linger.
     real_tracker.tell()
     none: deque[names._Lingering] = deque()
     monkeypatch.setattr(names, "_lingering", none)
@@ -231,14 +238,14 @@ def a_private_semaphore() -> None:
 
 
 class Mortal:
-    """A process that notes, does something, and is killed; or not."""
+    """A process that keeps notes of the names that it makes, as a worker does, and is perhaps killed."""
 
     def __init__(self) -> None:
         self._who = mmap.mmap(-1, 16)
         self._notes = mmap.mmap(-1, notes.SIZE)
 
     def __call__(self, operation: Callable[[], object]) -> None:
-        """In the child."""
+        """Run `operation`; called in the child."""
         self._who[:] = b"".join(number.to_bytes(8, "little") for number in identity.current())
         notes.keep(self._keep)
         operation()
@@ -252,7 +259,7 @@ class Mortal:
 
     @property
     def names(self) -> list[Path]:
-        """What it has left; not what an earlier process with the same pid has, whose tracker still lives."""
+        """The files that it has left, without those of an earlier process with the same pid."""
         return [file for file in names_of(self.who.pid) if f"-{self.who.started}-" in file.name]
 
     @property
@@ -262,10 +269,10 @@ class Mortal:
 
 @pytest.mark.parametrize("operation", [a_queue, a_segment, an_old_segment, a_semaphore, a_private_semaphore])
 @pytest.mark.parametrize("steps", ["words", "lines"])
-def test_whoever_is_killed_while_it_makes_and_removes_something_leaves_nothing(
+def test_a_process_killed_while_it_makes_and_removes_an_object_leaves_nothing(
     operation: Callable[[], None], steps: str, tracker: Tracker
 ) -> None:
-    """Neither a file, nor a name that the tracker knows and nobody else: it would warn of it at the end."""
+    """Neither a file, nor a name that only the tracker still knows: it would warn about it at the end."""
     die, stride = (tracker.die_after, 1) if steps == "words" else (die_at, 1 if EVERY_STEP else 97)
     step = 0
     died = True
@@ -279,8 +286,8 @@ def test_whoever_is_killed_while_it_makes_and_removes_something_leaves_nothing(
     assert step > 2
 
 
-def test_whoever_removes_it_may_be_killed_as_well(tracker: Tracker) -> None:
-    """The next one up removes what both have left."""
+def test_a_process_killed_while_it_removes_what_another_has_left_leaves_nothing(tracker: Tracker) -> None:
+    """The next process must be able to remove what both have left."""
     died = True
     step = 0
     while died:
@@ -289,7 +296,7 @@ def test_whoever_removes_it_may_be_killed_as_well(tracker: Tracker) -> None:
         assert len(first.names) == 2
         remove = functools.partial(remains.remove, remains.family_of(first.who, first.notes))
         died = tracker.die_after(step, functools.partial(second, remove))
-        # Of what is gone by now, and known to the tracker, the notes of the second one tell.
+        # Files that are gone, but still registered with the tracker, are in the notes of the second one.
         remains.remove(remains.family_of(second.who, second.notes))
         remains.remove(remains.family_of(first.who, b""))
         assert not first.names
@@ -303,8 +310,8 @@ def make_a_lock_and_die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_who_is_found_by_nobody_any_more_ends_before_it_makes_a_name() -> None:
-    """Whoever removes what its parent has left may have looked for it before it came."""
+def test_a_process_whose_parent_has_died_ends_before_it_makes_a_name() -> None:
+    """Otherwise its names stay: the process that cleans up may have searched for children before that."""
     segment = Segment.create(trail.END << 3, kind=trail.KIND)
     try:
         link = ParentLink.create()
@@ -319,7 +326,7 @@ def test_who_is_found_by_nobody_any_more_ends_before_it_makes_a_name() -> None:
     assert not ties._follow(name, link)
 
 
-def test_what_another_user_has_put_there_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_other_processes_and_users_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     segment = Segment.create(trail.END << 3, kind=trail.KIND)
     try:
         trail.begin(segment)
@@ -341,7 +348,7 @@ def test_what_another_user_has_put_there_is_left_alone(monkeypatch: pytest.Monke
         segment.close()
 
 
-def test_half_a_note_is_none() -> None:
+def test_an_incomplete_note_is_ignored() -> None:
     place = bytearray(notes.SIZE)
 
     def write(at: int, record: bytes) -> None:
@@ -359,13 +366,13 @@ def test_half_a_note_is_none() -> None:
         ("/mpkit-queue-1-2-0123456789abcdef-0", "semaphore"),
         ("/mpkit-queue-1-2-0123456789abcdef", "shared_memory"),
     ]
-    # Whatever it is, it is no name that anybody has given: the random part is too short.
+    # Half of a note is no valid name: its random part is too short.
     half = bytes(place[:30]) + bytes(34)
     assert list(remains._noted(half)) == []
     assert list(notes.read(b"")) == []
 
 
-def test_all_kinds_that_can_be_shared_are_known() -> None:
+def test_all_kinds_of_shared_objects_are_known_to_the_cleanup() -> None:
     kinds = {kind.form.kind for kind in _subclasses(shared_object.SharedObject) if hasattr(kind, "form")}
     assert kinds == remains._SHARED
 
@@ -375,11 +382,11 @@ def _subclasses(of: type[shared_object.SharedObject]) -> set[type[shared_object.
     return direct.union(*map(_subclasses, direct))
 
 
-def test_the_end_of_a_program_is_quiet(tmp_path: Path) -> None:
-    """The resource tracker is silent, whatever was killed.
+def test_the_resource_tracker_prints_nothing_whatever_was_killed(tmp_path: Path) -> None:
+    """Processes are killed in the middle of making and removing queues. The tracker must not warn of names.
 
-    Those that are killed hold still after so many words to the tracker, in the middle of making and removing
-    queues: inside `sem_open` the C library has a file there of which nobody knows.
+    Before it is killed, each process pauses after a certain number of messages to the tracker. So none is
+    killed inside `sem_open`, where the C library has a temporary file that nobody else knows of.
     """
     program = tmp_path / "program.py"
     program.write_text(

@@ -1,4 +1,4 @@
-"""What went wrong once, with a forked child: deaths in the wrong moment, and copies that a fork makes."""
+"""Faults of shared memory that were found once: deaths at the wrong moment, and what forks inherit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the children ar
 
 
 def die_in_child(patch: Callable[[], None], operation: Callable[[], object]) -> None:
-    """Run `operation` in a forked child in which `patch` has put a SIGKILL somewhere."""
+    """Run `operation` in a forked child, in which `patch` has inserted a SIGKILL somewhere."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -44,7 +44,7 @@ def die_in_child(patch: Callable[[], None], operation: Callable[[], object]) -> 
             operation()
         finally:
             os._exit(1)
-    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "the child has not come to where it should die"
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "the child has not reached the place where it should die"
 
 
 def die(*_args: object) -> None:
@@ -69,7 +69,7 @@ def forked(function: Callable[[], object]) -> Iterator[int]:
         os.waitpid(pid, 0)
 
 
-def test_the_region_of_an_item_that_was_never_published_is_used_again() -> None:
+def test_the_region_of_an_item_that_was_never_published_is_freed() -> None:
     with BoundedQueue[Any]() as queue:
         shared = queue._opened()
 
@@ -97,7 +97,7 @@ def test_the_region_of_an_item_that_was_never_published_is_used_again() -> None:
         assert QUEUED not in states()
 
 
-# -- a waker that dies between its promise and its token -----------------------------------------------------
+# -- a waker that dies after it has counted its token, before it adds it -------------------------------------
 
 
 def kill_in_post() -> None:
@@ -110,11 +110,15 @@ def kill_in_post() -> None:
 
 @pytest.fixture
 def slices(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Sets the length of the slices: short where the death is noticed, then longer than any test."""
+    """A function that sets the length of the slices in which sleepers wait.
+
+    They are short until the death has been noticed, and then longer than any test: only a wake-up helps.
+    """
     return lambda seconds: monkeypatch.setattr(sleepers, "SLICE_SECONDS", seconds)
 
 
-def test_a_dead_putter_leaves_no_getter_slow(slices: Callable[[float], None]) -> None:
+def test_getters_are_woken_again_after_a_putter_has_died(slices: Callable[[float], None]) -> None:
+    """The putter has counted a token that it never added. Later getters must still be woken at once."""
     slices(0.05)
     with BoundedQueue[int]() as queue:
         group = queue._opened().items
@@ -132,7 +136,10 @@ def test_a_dead_putter_leaves_no_getter_slow(slices: Callable[[float], None]) ->
             assert call.value == number
 
 
-def test_a_dead_adder_leaves_no_waiter_slow(slices: Callable[[float], None]) -> None:
+def test_waiters_of_a_counter_are_woken_again_after_an_adder_has_died(
+    slices: Callable[[float], None],
+) -> None:
+    """The adder has counted a token that it never added. Later waiters must still be woken at once."""
     slices(0.05)
     with closing(LockedCounter()) as counter:
         group = counter._opened()._sleepers
@@ -149,7 +156,7 @@ def test_a_dead_adder_leaves_no_waiter_slow(slices: Callable[[float], None]) -> 
             assert call.value is True
 
 
-def test_coroutines_leave_no_tickets_behind() -> None:
+def test_waiting_coroutines_leave_no_surplus_tickets_or_tokens() -> None:
     rounds = 300
     with BoundedQueue[int]() as queue, BoundedQueue[int]() as back:
         pid = os.fork()
@@ -192,7 +199,7 @@ def is_free(fd: int) -> bool:
     return True
 
 
-def test_the_file_lock_of_the_dead_is_free(fd: int) -> None:
+def test_the_file_lock_of_a_dead_process_is_free(fd: int) -> None:
     reader, writer = os.pipe()
 
     def hold() -> None:
@@ -205,13 +212,13 @@ def test_the_file_lock_of_the_dead_is_free(fd: int) -> None:
         assert os.read(reader, 1) == b"1"
         assert not is_free(fd)
         os.kill(pid, signal.SIGSTOP)
-        assert not is_free(fd), "a stopped process lives"
+        assert not is_free(fd), "a stopped process is alive"
     assert is_free(fd)
     os.close(reader)
     os.close(writer)
 
 
-def test_a_fork_does_not_keep_the_file_lock(fd: int) -> None:
+def test_a_forked_child_does_not_keep_the_file_lock(fd: int) -> None:
     lock = FileLock.try_acquire(fd)
     assert lock is not None
     with forked(lambda: None):
@@ -221,10 +228,10 @@ def test_a_fork_does_not_keep_the_file_lock(fd: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="opens the file again through /proc")
-def test_a_fork_in_the_middle_of_taking_it_does_not_keep_the_file_lock(
+def test_a_child_forked_while_the_file_lock_is_being_taken_does_not_keep_it(
     fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another thread forks while this one is between the opening and the lock."""
+    """Another thread forks between the opening of the file and the locking. The fork must wait for both."""
     real = filelock._open_again
     begun, forks = Event(), []
 
@@ -239,7 +246,7 @@ def test_a_fork_in_the_middle_of_taking_it_does_not_keep_the_file_lock(
     def opened(of: int) -> FileIO | None:
         own = real(of)
         begun.set()
-        # The other thread is at its fork now, which must wait for us: time to show that it does not.
+        # The other thread is about to fork, which must wait for this one. Give it time to fork too early.
         time.sleep(0.05)
         return own
 
@@ -258,12 +265,12 @@ def test_a_fork_in_the_middle_of_taking_it_does_not_keep_the_file_lock(
             os.waitpid(pid, 0)
 
 
-# -- who has it open without having used it ------------------------------------------------------------------
+# -- children that have inherited a queue but not used it yet ------------------------------------------------
 
 
 @contextmanager
 def forked_users(*works: Callable[[], object]) -> Iterator[Callable[[], None]]:
-    """Forked children that do nothing before what is yielded is called, and then their work, to the end."""
+    """Fork a child for each of `works`; give the block a function that lets them work and waits for them."""
     children = []
     for work in works:
         reader, writer = os.pipe()
@@ -295,17 +302,21 @@ def forked_users(*works: Callable[[], object]) -> Iterator[Callable[[], None]]:
             os.close(writer)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are no marks")
-def test_a_fork_has_the_queue_open_though_it_has_not_used_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It could not hand it on any more: the creator, which had closed its end, had removed the names."""
+@pytest.mark.skipif(sys.platform != "linux", reason="marks exist only on Linux")
+def test_a_forked_child_can_hand_on_a_queue_that_its_creator_has_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The child has the queue open, though it has not used it yet: its names must not be removed."""
     monkeypatch.setattr(names, "LINGER_SECONDS", 0.0)
-    monkeypatch.setattr(names, "_lingering", deque())  # those of earlier tests come first, in a minute
+    monkeypatch.setattr(
+        names, "_lingering", deque()
+    )  # without names of earlier tests, which would come first
     with closing(BoundedQueue[str]()) as queue:
         name = queue._name
 
         def hand_on() -> None:
             handle = pickle.dumps(queue)
-            users.open_here.clear()  # as in the process that gets it
+            users.open_here.clear()  # open it by its name, as the process would that gets the handle
             pickle.loads(handle).put("from there")
             assert queue.get() == "from there"
 
@@ -318,8 +329,8 @@ def test_a_fork_has_the_queue_open_though_it_has_not_used_it(monkeypatch: pytest
         assert not os.path.exists(name)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are no marks")
-def test_forks_that_have_ended_or_closed_it_keep_no_names() -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="marks exist only on Linux")
+def test_children_that_have_ended_or_closed_the_queue_do_not_keep_its_names() -> None:
     with closing(BoundedQueue[int]()) as queue:
         name = queue._name
         reader, writer = os.pipe()
@@ -332,7 +343,7 @@ def test_forks_that_have_ended_or_closed_it_keep_no_names() -> None:
 
         with forked(close_and_stay):
             assert os.read(reader, 1) == b"1"
-            gc.collect()  # what earlier tests have left must not be closed in between
+            gc.collect()  # garbage of earlier tests must not be closed in between
             descriptors = len(os.listdir("/proc/self/fd"))
             queue.close()
             assert not os.path.exists(name)
@@ -342,7 +353,9 @@ def test_forks_that_have_ended_or_closed_it_keep_no_names() -> None:
 
 
 @pytest.mark.parametrize("forks", [False, True])
-def test_where_no_mark_can_be_made_a_fork_has_a_minute(forks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_no_mark_can_be_made_names_are_kept_for_a_minute_once_there_was_a_fork(
+    forks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(fd: int) -> int:
         raise OSError(errno.EMFILE, "Too many open files", fd)
 
@@ -358,8 +371,8 @@ def test_where_no_mark_can_be_made_a_fork_has_a_minute(forks: bool, monkeypatch:
 
 
 @pytest.mark.parametrize("take", ["queue.get()", "queue._opened().gets.try_get()"], ids=["views", "unopened"])
-def test_a_program_that_ends_with_a_big_item_says_nothing(take: str) -> None:
-    """Its globals go after those of the modules."""
+def test_a_program_that_ends_with_a_big_item_prints_no_errors(take: str) -> None:
+    """Its global variables are deleted when those of mpkit's modules are gone already."""
     program = f"""
 import pickle
 import mpkit
@@ -371,15 +384,15 @@ last = {take}
     assert run_python("-c", program).stderr == ""
 
 
-def test_ctrl_c_as_a_big_item_has_just_been_unpickled_is_heard() -> None:
-    """From Python 3.14 on the first call of a C function in a place does not look for signals."""
+def test_ctrl_c_right_after_a_big_item_has_been_unpickled_is_raised() -> None:
+    """Since Python 3.14, the first call of a C function at a place in the code does not check for signals."""
     program = """
 import _thread
 import mpkit
 
 class Interrupts:
     def __reduce__(self):
-        # It does not call the handler itself.
+        # This only marks the signal as pending: the handler is not called yet.
         return _thread.interrupt_main, ()
 
 queue = mpkit.BoundedQueue()

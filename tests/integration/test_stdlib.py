@@ -1,4 +1,4 @@
-"""`mpkit._platform.stdlib` in programs: the exit of multiprocessing, and its fork server."""
+"""`mpkit._platform.stdlib` in whole programs: the exit hooks of multiprocessing, and its fork server."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.helpers.processes import ROOT, run_python
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork, and the fork server")
 
 
-def test_multiprocessing_runs_it_before_it_waits_for_children() -> None:
-    # The child ends when the pipe is closed, which is what runs before the children are joined: were that too
-    # late, the program would never end. Registered before multiprocessing's own exit hook, and after it.
+def test_exit_hooks_run_before_and_after_multiprocessing_joins_children() -> None:
+    # The child ends when the first hook closes the pipe. If that hook ran too late, the program would never
+    # end. The hooks are registered before multiprocessing's own exit hook, and after it.
     code = """
 import os, sys
 if sys.argv[1] == "early":
@@ -70,7 +70,11 @@ def interrupt_myself():
 
 
 def in_a_fork_server(tmp_path: Path, body: str, **environment: str) -> list[str]:
-    """What a program prints whose main module has `body`, and in `show` the state of a child."""
+    """Run a program with `body` in its main module, and return the lines that it prints.
+
+    The functions of `SHOW` are for its children. `show` prints which of two modules are loaded, and which
+    signals are blocked.
+    """
     script = tmp_path / "program.py"
     script.write_text(
         f"{SHOW}\n"
@@ -87,7 +91,7 @@ def in_a_fork_server(tmp_path: Path, body: str, **environment: str) -> list[str]
 CHILD = "child = context.Process(target=show); child.start(); child.join()"
 
 
-def test_the_fork_server_imports_what_is_needed_and_takes_nothing_from_the_application(
+def test_the_fork_server_also_imports_what_the_application_has_asked_for(
     tmp_path: Path,
 ) -> None:
     body = f"""
@@ -107,8 +111,8 @@ print(forkserver._forkserver._preload_modules)
     ],
     ids=["process", "pool"],
 )
-def test_children_find_in_the_fork_server_what_each_of_them_needs(tmp_path: Path, asked: str) -> None:
-    """Each process imported what it consists of, for 20 ms, and all of them what multiprocessing needs."""
+def test_children_of_the_fork_server_need_not_import_mpkits_modules(tmp_path: Path, asked: str) -> None:
+    """Importing them would cost each process 20 ms. The same holds for what multiprocessing needs."""
     (tmp_path / "noting.py").write_text("import sys\nBEFORE = set(sys.modules)\n")
     script = tmp_path / "program.py"
     script.write_text(
@@ -124,7 +128,7 @@ def test_children_find_in_the_fork_server_what_each_of_them_needs(tmp_path: Path
     assert run_python(script, env={"PYTHONPATH": path}).stdout == "[]\n"
 
 
-def test_children_of_the_fork_server_do_not_begin_with_its_garbage(tmp_path: Path) -> None:
+def test_children_of_the_fork_server_do_not_inherit_its_garbage(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(
         "import gc\n"
@@ -139,7 +143,7 @@ def test_children_of_the_fork_server_do_not_begin_with_its_garbage(tmp_path: Pat
     assert [int(count) <= 3 for count in said] == [True] * 4, said
 
 
-def test_what_the_application_has_the_server_import_does_not_fail_silently(tmp_path: Path) -> None:
+def test_a_failing_import_in_the_fork_server_is_reported(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("raise ValueError")
     body = """
 options = {'on_error': 'fail'} if sys.version_info >= (3, 15) else {}
@@ -156,7 +160,7 @@ for start in WorkerProcess(start_method='forkserver').start, lambda: TaskPool(1,
     assert said == ["WorkerCrashed True", "PoolBroken True"]
 
 
-def test_a_fork_server_that_runs_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_fork_server_that_is_already_running_is_not_replaced(tmp_path: Path) -> None:
     body = f"""
 forkserver.ensure_running()
 fork_server.start_fork_server(["mpkit.pool._worker.worker"])
@@ -165,9 +169,9 @@ fork_server.start_fork_server(["mpkit.pool._worker.worker"])
     assert in_a_fork_server(tmp_path, body) == ["[] []"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs abstract sockets")
 def test_no_other_user_can_connect_to_the_fork_server(tmp_path: Path) -> None:
-    # As up to Python 3.10.8, where whoever can connect can run code.
+    # Python up to 3.10.8 used abstract sockets, to which any user could connect and then run code.
     body = """
 import os
 from multiprocessing import connection, util
@@ -182,7 +186,7 @@ print(address[:1], oct(os.stat(address).st_mode & 0o777))
     assert in_a_fork_server(tmp_path, body) == ["/ 0o600"]
 
 
-def test_the_children_of_the_application_hear_ctrl_c_also_when_a_pool_came_first(tmp_path: Path) -> None:
+def test_children_of_the_application_do_not_have_signals_blocked_after_a_pool(tmp_path: Path) -> None:
     body = f"""
 from mpkit import TaskPool
 with TaskPool(1, context="forkserver") as pool:
@@ -192,8 +196,8 @@ with TaskPool(1, context="forkserver") as pool:
     assert in_a_fork_server(tmp_path, body) == ["['mpkit.pool._worker.worker'] []"]
 
 
-def test_a_fork_server_where_the_temporary_directory_has_a_long_name(tmp_path: Path) -> None:
-    # Before 3.14 the server's address was too long.
+def test_the_fork_server_starts_even_if_the_temporary_directory_has_a_long_name(tmp_path: Path) -> None:
+    # Before Python 3.14, the address of the server's socket would be too long.
     (long := tmp_path / ("long" * 20)).mkdir()
     body = f"""
 import tempfile
@@ -205,8 +209,11 @@ print(child.exitcode, tempfile.gettempdir() == {str(long)!r})
     assert lines == ["['mpkit.pool._worker.worker'] []", "0 True"]
 
 
-def test_a_fork_server_hears_of_its_children_where_the_program_has_sigchld_blocked(tmp_path: Path) -> None:
-    # As a program has that takes it from `sigwait` or a descriptor; it keeps that, and what is pending.
+def test_the_fork_server_works_if_the_program_has_sigchld_blocked(
+    tmp_path: Path,
+) -> None:
+    # A program has it blocked if it receives it from `sigwait` or a descriptor. There, it must stay blocked,
+    # and pending signals must stay pending.
     body = f"""
 import os, signal
 signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGCHLD}})
@@ -219,7 +226,7 @@ print(child.exitcode, signal.sigpending() == {{signal.SIGCHLD}})
 
 
 def test_ctrl_c_while_the_fork_server_starts_ends_neither_it_nor_its_children(tmp_path: Path) -> None:
-    # What the application has the server import stands for the moments before it ignores the signal.
+    # This module is imported at the start of the server, before that ignores the signal.
     (tmp_path / "interrupting.py").write_text(
         "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(0.01)"
     )
@@ -237,7 +244,9 @@ import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     assert lines == ["['mpkit.pool._worker.worker'] []", "0 True", "7", "set()"]
 
 
-def test_ctrl_c_while_a_process_starts_the_fork_server(tmp_path: Path) -> None:
+def test_ctrl_c_while_a_process_starts_the_fork_server_leaves_no_signals_blocked(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "interrupting.py").write_text(
         "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(0.01)"
     )
@@ -254,7 +263,7 @@ import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     assert lines == ["2", "7", "set()"]
 
 
-def test_a_handler_that_comes_while_the_fork_server_is_asked_is_told_so(tmp_path: Path) -> None:
+def test_starting_a_process_in_a_signal_handler_during_another_start_is_refused(tmp_path: Path) -> None:
     program = """
 if __name__ == "__main__":
     from multiprocessing import reduction, resource_tracker
@@ -271,13 +280,13 @@ if __name__ == "__main__":
             process.close()
 
     def interrupted():
-        # multiprocessing holds a lock of its own when it calls this.
+        # multiprocessing holds an internal lock when it calls this.
         resource_tracker.ensure_running = real
         ask("inner")
         real()
 
     def interrupted_when_connected(*arguments):
-        # The server waits for these.
+        # The server is already waiting for these descriptors.
         reduction.sendfds = send
         ask("inner")
         send(*arguments)
@@ -295,9 +304,9 @@ if __name__ == "__main__":
     assert said == ["this thread is already talking to the fork server of multiprocessing", "outer"] * 3
 
 
-def test_a_client_that_goes_away_while_it_asks_does_not_end_the_fork_server(tmp_path: Path) -> None:
-    # As a process that is killed while it starts another one. The server's children find what they always do.
-    # It acknowledges what it gets, as on macOS.
+def test_a_client_that_disconnects_during_a_request_does_not_end_the_fork_server(tmp_path: Path) -> None:
+    # As if a process were killed while it starts another one. The server's children must find multiprocessing
+    # unchanged. The server acknowledges descriptors, as on macOS.
     (tmp_path / "acknowledging.py").write_text(
         "from multiprocessing import reduction\nreduction.ACKNOWLEDGE = True"
     )
@@ -313,9 +322,9 @@ for sent in 0, 1, 0, 1:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(server._forkserver_address)
         if sys.version_info >= (3, 14):
-            select.select([client], [], [])  # what it is asked has arrived, and is not read
+            select.select([client], [], [])  # the server's question has arrived; it is never read
         elif sent:
-            os.kill(pid, signal.SIGSTOP)  # until it has gone
+            os.kill(pid, signal.SIGSTOP)  # the server goes on when the client has disconnected
             os.waitpid(pid, os.WUNTRACED)
             reader, writer = os.pipe()
             code = os.open(os.devnull, os.O_WRONLY)
@@ -333,7 +342,7 @@ print(other.exitcode, server._forkserver_pid == pid)
 
 
 def test_a_fork_that_the_system_refuses_does_not_end_the_fork_server(tmp_path: Path) -> None:
-    """All its children, of multiprocessing as well, lost their exit codes."""
+    """If the server ended, the exit codes of all its children would be lost, those of multiprocessing too."""
     (tmp_path / "refusing.py").write_text(
         "import errno, os\n"
         "fork = os.fork\n"
@@ -370,7 +379,7 @@ print(other.exitcode, forkserver._forkserver._forkserver_pid == server)
     assert lines == ["WorkerCrashed"] * 3 + ["True", "2", "-9 True"]
 
 
-def test_a_bare_fork_starts_a_server_of_its_own(tmp_path: Path) -> None:
+def test_a_child_of_a_plain_os_fork_starts_its_own_fork_server(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(
         """
@@ -391,8 +400,13 @@ if __name__ == "__main__":
     assert run_python(script).stdout.splitlines() == ["2 3", "4"]
 
 
-def test_a_bare_fork_that_is_the_first_to_use_mpkit_starts_a_server_of_its_own(tmp_path: Path) -> None:
-    """Each start failed with ChildProcessError: what forgets the server of the parent was not there yet."""
+def test_a_plain_os_fork_before_mpkit_is_imported_leads_to_a_new_fork_server(
+    tmp_path: Path,
+) -> None:
+    """mpkit's fork hook, which forgets the parent's server, was not registered at the fork.
+
+    Even so, no start may fail with ChildProcessError.
+    """
     script = tmp_path / "program.py"
     script.write_text(
         """
@@ -412,7 +426,7 @@ if __name__ == "__main__":
     assert run_python(script).stdout.splitlines() == ["3"]
 
 
-def test_where_another_interpreter_would_find_another_mpkit_nothing_is_imported_beforehand(
+def test_the_fork_server_imports_nothing_if_it_would_find_another_mpkit(
     tmp_path: Path,
 ) -> None:
     other = tmp_path / "other" / "mpkit"
@@ -424,7 +438,7 @@ print("other" in mpkit.__path__[0])
 fork_server.start_fork_server(["mpkit.pool._worker.worker"])
 {CHILD}
 """
-    # The program has found its mpkit; from here on the environment names another one.
+    # The program has imported its own mpkit already. From here on, PYTHONPATH leads to another one.
     body = f"import os; os.environ['PYTHONPATH'] = {str(other.parent)!r}" + body
     assert in_a_fork_server(tmp_path, body) == ["False", "[] []"]
 
@@ -453,7 +467,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_working_directory_that_is_gone_is_named(tmp_path: Path, method: str) -> None:
+def test_a_removed_working_directory_is_named_as_the_reason(tmp_path: Path, method: str) -> None:
     script = tmp_path / "program.py"
     script.write_text(WITHOUT_A_DIRECTORY)
     *said, result = run_python(script, method, tmp_path / "gone").stdout.splitlines()
@@ -482,7 +496,7 @@ def die_where_it_is_made(stays):
     Semaphore.private()
 
 if __name__ == "__main__":
-    # Starts the resource tracker; a child that is forked before would have one of its own.
+    # This starts the resource tracker. A child that is forked earlier would start its own.
     Semaphore.private()
     for stays in (False, True):
         with WorkerProcess(target=die_where_it_is_made, args=(stays,), start_method="fork") as child:
@@ -497,7 +511,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /dev/shm")
-def test_what_is_killed_while_it_makes_a_private_semaphore_leaves_nothing_and_no_warning(
+def test_a_process_killed_while_it_makes_a_private_semaphore_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     script = tmp_path / "program.py"

@@ -1,4 +1,4 @@
-"""Many threads of one process use one queue, lock, counter or pool: what free-threaded builds make hard."""
+"""Many threads of one process use the same queue, lock, counter or pool: hardest in free-threaded Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ITEMS = 600
 
 
 def run_together(*work: Callable[[], object]) -> None:
-    """Run each in a thread; all must end, and none may raise."""
+    """Run each function in its own thread; all must end, and none may raise."""
     errors: list[BaseException] = []
 
     def guarded(one: Callable[[], object]) -> None:
@@ -30,7 +30,7 @@ def run_together(*work: Callable[[], object]) -> None:
         except BaseException as error:
             errors.append(error)
 
-    # Daemons: a test that fails must not keep the interpreter.
+    # They are daemons, so that a failed test does not keep the interpreter from ending.
     threads = [threading.Thread(target=guarded, args=(one,), daemon=True) for one in work]
     for thread in threads:
         thread.start()
@@ -42,7 +42,7 @@ def run_together(*work: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("maxsize", [0, 5, 100])
 @pytest.mark.parametrize("way", ["single", "many", "big"])
-def test_a_queue(maxsize: int, way: str) -> None:
+def test_a_queue_passes_each_item_once_and_in_the_order_of_its_putter(maxsize: int, way: str) -> None:
     found: list[list[tuple[int, int]]] = [[] for _ in range(THREADS)]
     over = threading.Barrier(THREADS)
     items = ITEMS // 10 if way == "big" else ITEMS
@@ -80,7 +80,7 @@ def test_a_queue(maxsize: int, way: str) -> None:
             assert numbers == sorted(numbers)
 
 
-def test_a_lock_and_a_counter() -> None:
+def test_no_addition_is_lost_under_a_lock_or_in_a_counter() -> None:
     counter, lock, plain = LockedCounter(), Lock(), [0]
 
     def work() -> None:
@@ -99,7 +99,7 @@ def test_a_lock_and_a_counter() -> None:
     lock.close()
 
 
-def test_a_pool() -> None:
+def test_threads_that_share_a_pool_get_their_own_results() -> None:
     def work(seed: int) -> None:
         rng = random.Random(seed)
         handles: dict[int, TaskHandle[int]] = {}
