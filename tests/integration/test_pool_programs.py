@@ -244,6 +244,47 @@ def test_what_the_next_task_starts_is_not_taken_for_it(
             wait_gone(pid)
 
 
+@pytest.mark.parametrize("when", ["its inbox is emptied", "what it has started is looked for"])
+def test_a_task_that_ends_just_before_it_is_stopped(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the next task of the worker had started was taken for what this one had, and was ended."""
+    there, path = tmp_path / "there", tmp_path / "program"
+    with TaskPool(1, context="fork", grace_period=0.1) as pool:
+        lane, dispatcher = lane_of(pool), pool._engine.dispatcher
+        first = pool.submit(programs.run_when, str(there))
+        wait_until(lambda: lane.running() == first.task_id, "it is running")
+        # So that the next one is sent ahead.
+        lane.sent[first.task_id].function.ahead = 2
+        second = pool.submit(programs.run_when, str(there), str(path))
+        assert set(lane.sent) == {first.task_id, second.task_id}
+        owner: Any = dispatcher
+        name = "give_to_others"
+        if when != "its inbox is emptied":
+            owner, name = family_tree, "descendants_since"
+        step = getattr(owner, name)
+        reached = threading.Event()
+
+        def next_has_begun() -> bool:
+            pool._engine.collector.work()
+            return path.exists()
+
+        def step_late(*arguments: Any) -> Any:
+            if not reached.is_set():
+                there.touch()
+                wait_until(next_has_begun, "the next one has begun")
+            result = step(*arguments)
+            reached.set()
+            return result
+
+        monkeypatch.setattr(owner, name, step_late)
+        be_cancelled(pool, first)
+        assert reached.wait(PATIENCE)
+        wait_until(lambda: lane.stop is None and not dispatcher.roster.stopped, "the stop is over")
+        os.kill(pid_in(path), signal.SIGKILL)
+        assert second.result(PATIENCE) == -signal.SIGKILL
+
+
 def test_a_fork_server_that_was_started_for_a_stopped_task_goes_on(tmp_path: Path) -> None:
     """It is the worker's. What it has started for the task ends, also when it was there before the task."""
     # The worker has time to let go of the task, however busy the machine is; what that has started has none.
