@@ -171,19 +171,19 @@ class Limits:
             with dispatcher.lock:
                 dispatcher.drain_lane(lane, settlements)
                 if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
+                    # Decided before anything is done to the worker, because even the signal that asks for
+                    # its stack may end a system call of the task.
+                    before, task.ending = task.ending, task.ending or reason
                     stop = lane.stop = Stop(task.number, self._options.max_memory_bytes)
                     lane.update_ready()
                     # Tasks behind this one need not wait for it, and from here on the worker begins no other.
                     dispatcher.give_to_others(lane, settlements)
                     if lane.running() == task.number:
-                        # Decided before anything is done to the worker, because even the signal that asks for
-                        # its stack may end a system call of the task.
-                        if not task.ending:
-                            task.ending = reason
                         stop.began = lane.words[STARTED]
                     else:
                         # It has ended since its outcome was looked for, so the worker may have begun the next
                         # task. What that has started must not be taken for its own.
+                        task.ending = before
                         stop = lane.stop = None
                         lane.update_ready()
                         dispatcher.drain_lane(lane, settlements)
