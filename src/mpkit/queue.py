@@ -81,6 +81,10 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             counts as the length of its pickle and buffers, rounded up to a multiple of 8, plus 8; an empty
             queue takes any item of at most `max_bytes`.
 
+    If a handle arrives in a process that may not open or map more, every use of it there raises
+    `SharedMemoryExhausted`. All methods and properties raise `ClosedError` after `close` in this process, and
+    `HandleLost` as `put` does.
+
     Raises:
         TypeError: `maxsize` or `max_bytes` is not an integer.
         ValueError: `maxsize` is ``2**36`` or more, or `max_bytes` is less than 1 or is ``2**63`` or more.
@@ -156,8 +160,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
                 `max_bytes`.
             TypeError: `timeout` is not a number, if `block`.
             SharedMemoryExhausted: there is no memory for the item; the queue is unchanged.
-            HandleLost: the queue no longer existed when this handle was first used in this process: its
-                creator, and every process that had opened it, had closed it or ended.
+            HandleLost: the queue no longer existed when this handle arrived in this process: its creator, and
+                every process that had opened it, had closed it or ended.
 
         Blocking: until there is room, if `block`. Otherwise for microseconds; for up to half a second if a
         process was killed in the middle of an operation on the queue; and for as long as a process stays
@@ -197,8 +201,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             SerializationError: the item cannot be unpickled in this process; it is lost.
             ValueError: `timeout` is negative or NaN, if `block`.
             TypeError: `timeout` is not a number, if `block`.
-            HandleLost: the queue no longer existed when this handle was first used in this process: its
-                creator, and every process that had opened it, had closed it or ended.
+            HandleLost: the queue no longer existed when this handle arrived in this process: its creator, and
+                every process that had opened it, had closed it or ended.
 
         Blocking: until there is an item, if `block`; see `put`.
         """

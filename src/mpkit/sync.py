@@ -27,6 +27,10 @@ class Lock(SharedHandle[LockFile]):
     running pool, or inside an item of a queue. The lock exists as long as its creator, or any process that
     has opened it, is alive and has not closed it; other processes can open it as long as its creator lives.
 
+    If a handle arrives in a process that may not open or map more, every use of it there raises
+    `SharedMemoryExhausted`. All methods and properties raise `ClosedError` after `close` in this process, and
+    `HandleLost` as `acquire` does.
+
     Raises:
         SharedMemoryExhausted: there is no room for the lock (about 12 KiB); nothing is left behind.
         OSError: this system has no named semaphores (Windows).
@@ -82,8 +86,8 @@ class Lock(SharedHandle[LockFile]):
             ValueError: `timeout` is negative or NaN, even if `block` is false.
             TypeError: `timeout` is not a number.
             ClosedError: this process has closed the lock.
-            HandleLost: the lock no longer existed when this handle was first used in this process: its
-                creator, and every process that had opened it, had closed it or ended.
+            HandleLost: the lock no longer existed when this handle arrived in this process: its creator, and
+                every process that had opened it, had closed it or ended.
 
         Blocking: until the lock is free, if `block`, `timeout` seconds at most. If the owner dies, it is free
         within a fraction of a second.
@@ -120,7 +124,7 @@ class Lock(SharedHandle[LockFile]):
     def abandoned_by(self) -> int | None:
         """The pid of the dead process from which this process has taken over the lock; None if it was free.
 
-        Each `acquire` of this process sets it anew. Never blocks.
+        Also None while this process does not hold the lock, so read it before `release`. Never blocks.
         """
         return self._opened().abandoned_by
 
@@ -153,6 +157,10 @@ class LockedCounter(SharedHandle[CounterFile]):
     a task in a running pool, or inside an item of a queue. The counter exists as long as its creator, or any
     process that has opened it, is alive and has not closed it; other processes can open it
     as long as its creator lives.
+
+    If a handle arrives in a process that may not open or map more, every use of it there raises
+    `SharedMemoryExhausted`. All methods and properties raise `ClosedError` after `close` in this process, and
+    `HandleLost` as `add` does.
 
     Args:
         initial: the initial value, from ``-2**63`` to ``2**63 - 1``.
@@ -211,8 +219,8 @@ class LockedCounter(SharedHandle[CounterFile]):
             TypeError: `n` is not an integer.
             OverflowError: the result does not fit into 64 bits; the value is unchanged.
             ClosedError: this process has closed the counter.
-            HandleLost: the counter no longer existed when this handle was first used in this process: its
-                creator, and every process that had opened it, had closed it or ended.
+            HandleLost: the counter no longer existed when this handle arrived in this process: its creator,
+                and every process that had opened it, had closed it or ended.
 
         Blocking: for microseconds; for as long as any process is inside ``with counter``; for up to half a
         second if a process was killed in the middle of an operation on the counter; and for as long as a

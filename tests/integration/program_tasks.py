@@ -36,6 +36,13 @@ def run(path: str, *ignored: str) -> None:
     subprocess.run(command(path, *ignored), check=False)
 
 
+def run_when(there: str, path: str = "") -> int:
+    """As soon as there is a file `there`; without a path it does nothing else."""
+    while not os.path.exists(there):
+        time.sleep(0.01)
+    return subprocess.run(command(path), check=False).returncode if path else 0
+
+
 def run_shell(path: str, *ignored: str) -> None:
     """Run the program under a shell: when `subprocess.run` is interrupted, it kills only the shell."""
     subprocess.run(f"{shlex.join(command(path, *ignored))} | cat; exit 0", shell=True, check=False)

@@ -252,6 +252,47 @@ def test_a_program_of_the_next_task_is_not_ended_with_the_stopped_one(
             wait_gone(pid)
 
 
+@pytest.mark.parametrize("when", ["its inbox is emptied", "what it has started is looked for"])
+def test_a_task_that_ends_just_before_it_is_stopped(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The programs of the worker's next task are not taken for those of the stopped one, and go on."""
+    there, path = tmp_path / "there", tmp_path / "program"
+    with TaskPool(1, context="fork", grace_period=0.1) as pool:
+        lane, dispatcher = lane_of(pool), pool._engine.dispatcher
+        first = pool.submit(programs.run_when, str(there))
+        wait_until(lambda: lane.running() == first.task_id, "it is running")
+        # So that the next one is sent ahead.
+        lane.sent[first.task_id].function.ahead = 2
+        second = pool.submit(programs.run_when, str(there), str(path))
+        assert set(lane.sent) == {first.task_id, second.task_id}
+        owner: Any = dispatcher
+        name = "give_to_others"
+        if when != "its inbox is emptied":
+            owner, name = family_tree, "descendants_since"
+        step = getattr(owner, name)
+        reached = threading.Event()
+
+        def next_has_begun() -> bool:
+            pool._engine.collector.work()
+            return path.exists()
+
+        def step_late(*arguments: Any) -> Any:
+            if not reached.is_set():
+                there.touch()
+                wait_until(next_has_begun, "the next one has begun")
+            result = step(*arguments)
+            reached.set()
+            return result
+
+        monkeypatch.setattr(owner, name, step_late)
+        be_cancelled(pool, first)
+        assert reached.wait(PATIENCE)
+        wait_until(lambda: lane.stop is None and not dispatcher.roster.stopped, "the stop is over")
+        os.kill(pid_in(path), signal.SIGKILL)
+        assert second.result(PATIENCE) == -signal.SIGKILL
+
+
 def test_the_fork_server_of_a_worker_outlives_a_stopped_task(tmp_path: Path) -> None:
     """The fork server belongs to the worker, even if a task was the first to need it.
 

@@ -35,7 +35,8 @@ def watch(pid: int | None = None, interval: float = 1.0) -> Iterator[ProcessSnap
 
     Raises:
         ProcessGone: there is no such process now.
-        AccessDenied: the system does not allow this user to examine it.
+        AccessDenied: the system does not allow this user to examine it (also from the iterator, if the
+            process has become another user's).
         TypeError, ValueError: `pid` or `interval` has the wrong type or is out of range.
 
     Blocking: the call never blocks. Each step of the iterator but the first one waits until it is time for

@@ -75,15 +75,17 @@ class PoolView(Unsendable):
             The handle of the task.
 
         Raises:
-            TypeError: `fn` is not callable, or is a coroutine function (``async def``). (What has a
-                ``__reduce__`` of its own may be callable where it arrives: there it fails in the task.)
+            TypeError: `fn` is not callable, or is a coroutine function (``async def``). (If its class has a
+                ``__reduce__`` of its own, what it is unpickled to may be callable: if not, the task fails.)
             SerializationError: The function or an argument cannot be pickled.
             SharedMemoryExhausted: There is no room for big arguments.
             ClosedError: The pool is closed.
             InitializerFailed: The pool's initializer has failed.
             PoolBroken: Workers cannot be started.
 
-        Blocking: only if the pool has `max_pending`, while that many tasks wait.
+        Blocking: only if the pool has `max_pending`, while that many tasks wait. Callbacks of the pool never
+        wait for that. Nor does a signal handler or a ``__del__`` that interrupts this thread's own work with
+        the pool: there the task is sent a little later, or cancelled if the pool ends before.
 
         Examples:
             >>> with TaskPool() as pool:
@@ -167,10 +169,13 @@ class PoolView(Unsendable):
         ended is cancelled, as by `TaskHandle.cancel`.
 
         Raises:
-            Exception: The first error in the order of the input, after all items have been tried.
+            Exception: The first error in the order of the input, after all items have been tried; see
+                `TaskHandle.result`.
             TypeError: `func` is not callable, `iterable` is not iterable, or `chunksize` is not an integer.
             ValueError: `chunksize` is less than 1.
             ImportError: `progress` is true, and tqdm is not installed.
+            SerializationError, SharedMemoryExhausted: As `submit`, for `func` and the items. What has been
+                sent by then is cancelled.
             ClosedError, InitializerFailed, PoolBroken: As `submit`.
 
         Blocking: until all have ended.
@@ -191,6 +196,10 @@ class PoolView(Unsendable):
 
         The callbacks are called with the list or the error, as those of `apply_async`.
 
+        Raises:
+            Exception: As `map`, and as `apply_async` for the callbacks. What a call raises comes from the
+                handle.
+
         Blocking: as `submit`, and as long as reading the iterable takes.
         """
         check_callbacks(callback, error_callback)
@@ -208,7 +217,8 @@ class PoolView(Unsendable):
     ) -> list[R]:
         """The same as `map`, but each item holds the arguments of one call.
 
-        What `map` says about the death of a worker, interrupts, errors and blocking holds here as well.
+        What `map` says about the death of a worker, interrupts, errors and blocking holds here as well. An
+        item that is not iterable raises a TypeError before anything is sent.
         """
         items = [tuple(item) for item in iterable]
         return _outcome_of(self._map(func, items, chunksize, progress, star=True))
@@ -226,6 +236,10 @@ class PoolView(Unsendable):
         """The same as `starmap`, without waiting: returns a handle for the whole list.
 
         The callbacks are called with the list or the error, as those of `apply_async`.
+
+        Raises:
+            Exception: As `map_async`.
+            TypeError: An item is not iterable.
 
         Blocking: as `submit`, and as long as reading the iterable takes.
         """
@@ -356,11 +370,13 @@ class TaskPool(PoolView):
         ValueError: An argument is out of range.
         ImportError: `pickler` is "cloudpickle", and that package is not installed.
         SerializationError: The initializer or its arguments cannot be pickled.
-        RuntimeError: The system refuses a thread; nothing is left behind.
+        RuntimeError: The system refuses a thread; or this process is still starting, and its main module
+            creates the pool without ``if __name__ == "__main__":``. Nothing is left behind.
         OSError: The system refuses processes or shared memory, or has no named semaphores (Windows); nothing
             is left behind.
         PoolBroken: multiprocessing's fork server has died while it was asked for a worker; or gevent or
-            eventlet has replaced the threads of this process, which a pool cannot do without.
+            eventlet has replaced the threads of this process, which a pool cannot do without; or each worker
+            would create a pool in turn, because a module that they import does so.
 
     Safe from: any thread of the process that created it. A fork of that process cannot use it: calls raise
     `ClosedError` there.

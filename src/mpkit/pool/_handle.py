@@ -351,7 +351,10 @@ class TaskHandle(Unsendable, Future[R]):
             SharedMemoryExhausted: There was no room for a big result.
             InitializerFailed: The pool's initializer has failed.
             PoolBroken: Workers could not be started.
-            RuntimeError: The task raised StopIteration, which is the cause.
+            ClosedError: This process is a fork of the pool's, and the task had not ended at the fork.
+            RuntimeError: The task raised StopIteration, which is the cause. Or it has not ended, and this is
+                a signal handler or a ``__del__`` that interrupts this thread's own work with the pool: it
+                would wait for itself.
             Exception: Whatever else the task raised, with its remote traceback as the cause.
 
         Blocking: until the task has ended, `timeout` seconds at most, then for as long as unpickling takes.
@@ -382,6 +385,7 @@ class TaskHandle(Unsendable, Future[R]):
             TaskCancelled: The task was cancelled, or its pool was terminated.
             ValueError: `timeout` is negative or NaN.
             TypeError: `timeout` is not a number.
+            ClosedError, RuntimeError: It cannot be waited for here, see `result`.
 
         Blocking: as `result`.
         """
@@ -405,6 +409,7 @@ class TaskHandle(Unsendable, Future[R]):
         Raises:
             ValueError: `timeout` is negative or NaN.
             TypeError: `timeout` is not a number.
+            ClosedError, RuntimeError: The task cannot be waited for here, see `result`.
 
         Blocking: until the task has ended, `timeout` seconds at most.
         """

@@ -58,7 +58,10 @@ class ImapIterator(Unsendable, Generic[R]):
             ValueError: `timeout` is negative or NaN.
             TypeError: `timeout` is not a number.
             SerializationError: This item, or its result, cannot be pickled.
+            ClosedError: This process is a fork of the pool's.
             RuntimeError: This item's call raised StopIteration (the cause of this error if `chunksize` is 1).
+                Or the result is not there, and this is a signal handler or a ``__del__`` that interrupts this
+                thread's own work with the pool: it would wait for itself.
             Exception: What this item's call raised; or, after all results, what the input raised, or why the
                 pool accepted no more tasks.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +93,38 @@ def test_a_follower_that_does_not_need_the_lead_passes_it_on() -> None:
         this, other = follow_and_leave(pool._engine.lead)
     assert other.condition.notified
     assert not this.condition.notified
+
+
+class _SignalledLock:
+    """A signal arrives when it has been acquired for the first time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._signals = [signal.SIGUSR1]
+        self.release = self._lock.release
+
+    def acquire(self, blocking: bool) -> bool:
+        acquired = self._lock.acquire(blocking)
+        if self._signals:
+            signal.raise_signal(self._signals.pop())
+        return acquired
+
+
+def test_a_signal_handler_may_wait_while_its_thread_passes_the_barrier() -> None:
+    """The handler released the lock of the barrier, and the thread tried to release it again."""
+    values: list[int] = []
+    with TaskPool(1, context="fork") as pool:
+        pool._engine.lead._front_barrier._lock = _SignalledLock()  # type: ignore[assignment]
+
+        def wait(_signum: int, _frame: object) -> None:
+            values.append(pool.submit(abs, -3).result(PATIENCE))
+
+        before = signal.signal(signal.SIGUSR1, wait)
+        try:
+            assert pool.submit(time.sleep, 0.1).result(PATIENCE) is None
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+    assert values == [3]
 
 
 @needs_a_trace_that_raises

@@ -302,7 +302,7 @@ class Collector:
         return bool(self._telling)
 
     def _settle_later(self, settlements: Settlements) -> None:
-        """After an exception in `settle`: have the collector's thread settle all of the outcomes again."""
+        """After an exception: have the collector's thread settle all of these outcomes (again)."""
         again = functools.partial(self.settle, settlements)
         try:
             self.do_later(again)

@@ -216,7 +216,8 @@ class Dispatcher:
         """Remove a dead worker, and take the outcomes that it has left in its outbox (holding the lock).
 
         Returns:
-            The tasks that it had begun and not finished: at most one, unless an interrupt has lost outcomes.
+            The tasks that it had begun and not finished: at most one, unless an exception of a signal handler
+            has lost outcomes, or something has written over its inbox.
         """
         self.drain_lane(lane, settlements)
         # The lock of its inbox is not needed: no other process uses the inbox any more.

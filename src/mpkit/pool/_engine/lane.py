@@ -281,7 +281,11 @@ class Lane:
 
     def running_since(self) -> tuple[int, int]:
         """The task that it is running, and when that began (`time.monotonic_ns`); (0, 0): there is none."""
+        # The worker clears the number, then stores the time of the next task, then its number. So the time
+        # belongs to the number if that is the same before and after.
         words = self.words
         number = words[TASK]
+        full_fence()
         started = words[STARTED]
+        full_fence()
         return (number, started) if number and words[TASK] == number else (0, 0)

@@ -86,6 +86,7 @@ class Limits:
 
     def _measure(self, lane: Lane) -> int:
         """Read the memory of a worker; returns the task that it was running if over the limit, else 0."""
+        # Read first: the memory is not held against a task that begins after this.
         number, _ = lane.running_since()
         lane.rss_bytes = rss_bytes(lane.pid) or lane.rss_bytes
         limit = self._options.max_memory_bytes
@@ -172,15 +173,21 @@ class Limits:
                 if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
                     # Decided before anything is done to the worker, because even the signal that asks for
                     # its stack may end a system call of the task.
-                    if not task.ending:
-                        task.ending = reason
+                    before, task.ending = task.ending, task.ending or reason
                     stop = lane.stop = Stop(task.number, self._options.max_memory_bytes)
                     lane.update_ready()
-                    # Tasks behind this one need not wait for it.
+                    # Tasks behind this one need not wait for it, and from here on the worker begins no other.
                     dispatcher.give_to_others(lane, settlements)
-                    # When this task began. (It may have ended by now, but the worker has no other task to
-                    # begin.)
-                    stop.began = lane.words[STARTED]
+                    if lane.running() == task.number:
+                        stop.began = lane.words[STARTED]
+                    else:
+                        # It has ended since its outcome was looked for, so the worker may have begun the next
+                        # task. What that has started must not be taken for its own.
+                        task.ending = before
+                        stop = lane.stop = None
+                        lane.update_ready()
+                        dispatcher.drain_lane(lane, settlements)
+                        dispatcher.fill()
             self._collector.settle(settlements)
         if stop is None:
             return
@@ -204,13 +211,24 @@ class Limits:
             # Without a grace period, in which it might take the rest of the memory.
             self._take_step(lane, stop, KILLED)
         else:
-            if lane.identity is not None:
-                stop.programs = family_tree.descendants_since(lane.identity, lane.start_clock.at(stop.began))
-                # The interrupt may end their parents, and then they could no longer be found.
-                parent_watch.take_along(stop.programs)
-            lane.words[STOP] = task.number
-            if lane.identity is not None:
-                signalling.send_signal_if_allowed(lane.identity, signal.SIGINT)
+            self._interrupt(lane, stop)
+
+    def _interrupt(self, lane: Lane, stop: Stop) -> None:
+        """Interrupt a task, and note what it has started."""
+        worker = lane.identity
+        if worker is None:
+            return
+        # Before the interrupt, which may end their parents: then they could no longer be found.
+        programs = family_tree.descendants_since(worker, lane.start_clock.at(stop.began))
+        with self._dispatcher.lock:
+            if lane.stop is not stop:
+                # It has ended meanwhile, and some of these may be what the next task has started.
+                return
+            stop.programs = programs
+        parent_watch.take_along(programs)
+        # If it ends now, this has no effect: the worker ignores an interrupt for another task.
+        lane.words[STOP] = stop.number
+        signalling.send_signal_if_allowed(worker, signal.SIGINT)
 
     def _ask_for_stack(self, lane: Lane, stop: Stop) -> None:
         stop.stack = live_stack(lane, _STACK_SECONDS)

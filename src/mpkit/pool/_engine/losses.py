@@ -2,7 +2,7 @@
 
 Tasks that it had not begun are queued again, in front; this does not count as a try. The task that it ran is
 tried again if it has retries left; otherwise it fails with `WorkerCrashed`. Of a chunk, only the item that
-the worker died of may fail.
+the worker died of may fail; unless it died before the first item, which counts as a death of all of them.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ def packed_task(
     if seen_shared:
         kept = (kept, take_seen_shared())
     if retries or is_chunk:
-        # The task may be sent again after the death of its worker. Until then, nobody else may have the
-        # queues, locks and counters among its arguments open, and they must not vanish.
+        # The task may be sent again after the death of its worker. The queues, locks and counters among its
+        # arguments must not vanish until then, although perhaps no process has them open any more.
         kept = (kept, packed)
     if inside:
         flags = flags & ~BY_REFERENCE | FUNCTION_INSIDE

@@ -72,7 +72,8 @@ class Roster:
         """A task that was being stopped has ended, and its worker can take others."""
         stop = lane.stop
         if stop is not None:
-            # Until now the worker cannot have begun another task, because none was sent.
+            # Until now the worker cannot have begun another task: when the stop was decided, it was running
+            # this one and its inbox was empty, and nothing was sent since.
             stop.over_at = CLOCK.monotonic_ns()
             self.stopped.append((lane, stop))
             self.on_worker()

@@ -354,8 +354,12 @@ class Barrier:
         self._lock = threading.Lock()
 
     def __call__(self) -> None:
-        # Each object is used by one thread at a time, so the lock is free; unless an interrupt has come
-        # between the two lines before, and then it is released now, which is an
-        # atomic read-modify-write as well.
+        # Each object is used by one thread at a time, so the lock is free; unless a signal handler came
+        # between the acquire and the release of an earlier call, and raised an exception or has itself called
+        # this. Then it is released now, which is an atomic read-modify-write as well.
         self._lock.acquire(False)
-        self._lock.release()
+        try:
+            self._lock.release()
+        except RuntimeError:
+            # Such a handler has released it, after it was acquired here.
+            return

@@ -1,4 +1,4 @@
-"""The worker: what runs in a child process of a pool. It imports little, because each worker has to do so.
+"""The worker: what runs in a child process of a pool. It imports little, to start quickly.
 
 One turn of `_Worker.serve`: take a record out of the inbox, call the function, put the outcome into the
 outbox, ring a bell if a thread of the parent wants to know. The order of the stores is part of the protocol
@@ -341,10 +341,11 @@ class _Worker:
             record = inbox.peek()
             if record is not None:
                 # The time is stored before the number: a process that sees the number sees the right time.
+                # And the number before the record leaves the inbox (`drop` has a fence of its own).
                 channel.words[STARTED] = CLOCK.monotonic_ns()
-                channel.words[TASK] = int.from_bytes(record[:8], "little")
                 if not TOTAL_STORE_ORDER:
                     full_fence()
+                channel.words[TASK] = int.from_bytes(record[:8], "little")
                 inbox.drop()
             return record
         finally:
