@@ -36,7 +36,7 @@ from tests.contract import pool_tasks as tasks
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises, without_collections
 from tests.helpers.waiting import PATIENCE, wait_until
 
-# See tests/unit/shm/test_interrupts.py.
+# `tests/unit/shm/test_interrupts.py` says why this is only on request, and only on Python 3.10.
 OPCODES = bool(os.environ.get("MPKIT_EVERY_OPCODE")) and sys.version_info < (3, 11)
 #: The steps at which to interrupt. There is a limit because an operation that waits has no last step.
 STEPS = range(6000) if OPCODES else range(1200)
