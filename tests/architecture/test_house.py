@@ -193,6 +193,25 @@ def test_importing_is_light(statement: str) -> None:
     assert run_python("-c", code).stdout.split() == []
 
 
+def test_what_workers_import_has_no_named_tuple_in_class_form() -> None:
+    """Up to Python 3.13, its annotations are compiled at each start of a worker: see `architecture.md`."""
+    code = (
+        "import sys, mpkit.pool._worker.worker\n"
+        "for name, module in sys.modules.items():\n"
+        "    if name.startswith('mpkit.'):\n"
+        "        print(module.__file__)"
+    )
+    loaded = [Path(file) for file in run_python("-c", code).stdout.splitlines()]
+    assert SOURCE / "_shm" / "memory" / "names.py" in loaded
+    found = [
+        f"{named(path)}: {node.name}"
+        for path in loaded
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.ClassDef) and "NamedTuple" in map(ast.unparse, node.bases)
+    ]
+    assert found == []
+
+
 def test_import_mpkit_loads_none_of_its_modules() -> None:
     code = "import sys, mpkit; print(*sorted(name for name in sys.modules if name.startswith('mpkit.')))"
     assert run_python("-c", code).stdout.split() == []

@@ -187,14 +187,20 @@ def test_an_item_that_fits_into_no_ring_makes_none(queue: OpenQueue, monkeypatch
     assert [get(queue), get(queue)] == [item(1), bytes(8 * most - 8)]
 
 
-def test_there_are_only_so_many_rings_at_a_time(queue: OpenQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    # So that none is larger than the one before.
-    monkeypatch.setattr(put_ring, "LARGEST_RING", 1)
+def put_until_refused(queue: OpenQueue, message: str) -> int:
+    """Put items with rising numbers until there is no memory for another one; return how many there are."""
     number = 0
-    with pytest.raises(SharedMemoryExhausted, match="bound it by maxsize"):
+    with pytest.raises(SharedMemoryExhausted, match=message):
         while True:
             put(queue, item(number))
             number += 1
+    return number
+
+
+def test_there_are_only_so_many_rings_at_a_time(queue: OpenQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that none is larger than the one before.
+    monkeypatch.setattr(put_ring, "LARGEST_RING", 1)
+    number = put_until_refused(queue, "bound it by maxsize")
     assert generation(queue) == layout.GENERATION_SLOTS - 1
     assert queue.generations.size() == number
     for taken in range(number):
@@ -217,11 +223,7 @@ def test_no_region_is_left_for_another_ring(queue: OpenQueue, monkeypatch: pytes
         assert queue.puts.put(written.record, written.flag, True, None)
         bigs += 1
     assert bigs == layout.REGION_SLOTS - region_supply.KEPT_FOR_RINGS
-    number = 0
-    with pytest.raises(SharedMemoryExhausted, match="table of regions"):
-        while True:
-            put(queue, item(number))
-            number += 1
+    number = put_until_refused(queue, "table of regions")
     assert generation(queue) == region_supply.KEPT_FOR_RINGS - 1
     for _ in range(bigs):
         taken = get(queue)

@@ -93,15 +93,18 @@ def semaphore_name(segment_name: str, number: int) -> str:
     return f"/{base}-{number}"
 
 
-class _Lingering(NamedTuple):
-    """A name that lingers."""
-
-    due: float
-    """When to check it again, on the clock of `time.monotonic`."""
-    name: str
-    about: str
-    """The object that it belongs to: the argument for `in_use`."""
-    in_use: InUse
+_Lingering = NamedTuple(
+    "_Lingering",
+    [
+        # When to check it again, on the clock of `time.monotonic`.
+        ("due", float),
+        ("name", str),
+        # The object that it belongs to: the argument for `in_use`.
+        ("about", str),
+        ("in_use", InUse),
+    ],
+)
+"""A name that lingers."""
 
 
 # No lock guards these: each step takes what it needs by one atomic call of a dict or deque. With a lock, a
