@@ -15,7 +15,7 @@ from mpkit._platform.hints import override
 from mpkit.pool._engine.functions import Function
 from mpkit.pool._engine.ledger import CANCELLED, ENDED, QUEUED, SENT, TIMED_OUT, Chunk, Death, Ledger, Task
 
-_DEATH = Death(1, -9, "SIGKILL", "", None, False)
+_DEATH = Death(1, -9, "SIGKILL", None, None, False)
 _FUNCTION = Function("f", b"")
 
 

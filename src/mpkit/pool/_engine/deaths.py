@@ -73,7 +73,7 @@ class Deaths:
         """Queue its tasks again, or end them."""
         died = signal_name(exitcode)
         likely_oom = died == "SIGKILL" and not lane.doomed and memory.oom_killed_since(lane.oom_kills)
-        death = Death(lane.pid, exitcode, died, words, lane.rss_bytes, likely_oom)
+        death = Death(lane.pid, exitcode, died, words or None, lane.rss_bytes, likely_oom)
         dispatcher = self._dispatcher
         settlements: Settlements = []
         try:

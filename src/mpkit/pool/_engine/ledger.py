@@ -53,12 +53,12 @@ Death = NamedTuple(
         ("pid", int),
         ("exitcode", int | None),
         ("signal", str | None),
-        ("stack", str),
+        ("stack", str | None),
         ("rss_bytes", int | None),
         ("likely_oom", bool),
     ],
 )
-"""How a worker ended while it ran a task."""
+"""How a worker ended while it ran a task: the arguments of `WorkerCrashed` other than the task."""
 
 
 class Sink(Protocol):

@@ -8,7 +8,7 @@ the worker died of may fail; unless it died before the first item, which counts 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 from mpkit._platform.signals.names import how_it_ended
 from mpkit.errors import WorkerCrashed
@@ -127,22 +127,11 @@ def _piece(chunk: Chunk, number: int, start: int, stop: int) -> Chunk:
 
 
 def _crash_error(task: Task, deaths: list[Death]) -> WorkerCrashed:
-    last = deaths[-1]
-    fields: dict[str, Any] = {
-        "task_id": task.number,
-        "pid": last.pid,
-        "exitcode": last.exitcode,
-        "signal": last.signal,
-        "stack": last.stack or None,
-        "rss_bytes": last.rss_bytes,
-        "likely_oom": last.likely_oom,
-    }
-    error = WorkerCrashed(**fields)
+    message = None
     if len(deaths) > 1:
         each = "; ".join(f"process {death.pid} {how_it_ended(death.exitcode)}" for death in deaths)
-        error = WorkerCrashed(
+        message = (
             f"task {task.number} ({task.function.name}) was tried {len(deaths)} times, "
-            f"and its worker died each time: {each}",
-            **fields,
+            f"and its worker died each time: {each}"
         )
-    return error
+    return WorkerCrashed(message, task_id=task.number, **deaths[-1]._asdict())
