@@ -10,10 +10,10 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from multiprocessing.context import BaseContext
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from mpkit._platform.hints import Self
 from mpkit._platform.signals.interrupts import deferred_interrupts
@@ -625,24 +625,22 @@ class TaskPool(PoolView):
         return f"<TaskPool {options.name!r} {state} processes={options.processes} pending={pending}>"
 
 
-class _Callbacks(Generic[R]):
+def _as_one(
+    callback: Callable[[Any], object] | None, error_callback: Callable[[BaseException], object] | None
+) -> Callable[[Future[Any]], None]:
     """The two callbacks of `apply_async` as one done callback."""
 
-    def __init__(
-        self, callback: Callable[[R], object] | None, error_callback: Callable[[BaseException], object] | None
-    ) -> None:
-        self._callback = callback
-        self._error_callback = error_callback
-
-    def __call__(self, handle: Any) -> None:
+    def call(handle: Future[Any]) -> None:
         try:
             value = handle.result()
         except BaseException as error:  # noqa: BLE001  a task may have raised SystemExit
-            if self._error_callback is not None:
-                self._error_callback(error)
+            if error_callback is not None:
+                error_callback(error)
         else:
-            if self._callback is not None:
-                self._callback(value)
+            if callback is not None:
+                callback(value)
+
+    return call
 
 
 def check_callbacks(*callbacks: object) -> None:
@@ -658,7 +656,7 @@ def _with_callbacks(
     error_callback: Callable[[BaseException], object] | None,
 ) -> TaskHandle[R]:
     if callback is not None or error_callback is not None:
-        handle._call_back(_Callbacks(callback, error_callback))
+        handle._call_back(_as_one(callback, error_callback))
     return handle
 
 
