@@ -66,7 +66,7 @@ class Leavers:
             if lane.sent:
                 self._give_to_others(lane)
         looks = [lane.left_at + _GOING_SECONDS for lane in leavers if not _is_staying(lane, now)]
-        staying = sorted((lane for lane in leavers if _is_staying(lane, now)), key=_left_at)
+        staying = sorted((lane for lane in leavers if _is_staying(lane, now)), key=lambda lane: lane.left_at)
         # If there are more than the pool has workers, the ones that left first may stay for less time.
         too_many = len(staying) - self._options.processes
         for place, lane in enumerate(staying):
@@ -173,10 +173,6 @@ class Leavers:
 
     def _patience(self, seconds: float) -> float:
         return max(seconds, _GRACE_PERIODS * self._options.grace_period)
-
-
-def _left_at(lane: Lane) -> float:
-    return lane.left_at
 
 
 def _is_staying(lane: Lane, now: float) -> bool:

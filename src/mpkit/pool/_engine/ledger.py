@@ -439,7 +439,7 @@ class Ledger:
 
     def unfinished(self) -> list[Task]:
         """The tasks that have not ended, oldest first."""
-        return sorted((task for task in self.snapshot() if task.state != ENDED), key=_number)
+        return sorted((task for task in self.snapshot() if task.state != ENDED), key=lambda task: task.number)
 
     def shortest_timeout(self) -> float:
         """The shortest time limit of the tasks that have not ended, in seconds; `NEVER`: none has one."""
@@ -483,7 +483,3 @@ class Ledger:
             self.failed += 1
         else:
             self.crashed += 1
-
-
-def _number(task: Task) -> int:
-    return task.number

@@ -66,7 +66,7 @@ def even_share(queued: int, workers: int) -> int:
 
 def most_loaded(lanes: Iterable[Lane]) -> Lane | None:
     """The worker that has most tasks, if it has any that it cannot have begun."""
-    lane = max(lanes, key=_load, default=None)
+    lane = max(lanes, key=lambda lane: len(lane.sent), default=None)
     return lane if lane is not None and len(lane.sent) > 1 else None
 
 
@@ -87,7 +87,3 @@ def low_marks(sent: Sequence[int], queued: int) -> list[int]:
         return [1 + (number >> 1) for number in sent]
     # When its inbox is empty, if some worker has tasks that it has not begun: it may get some of these.
     return [int(max(sent, default=0) > 1)] * len(sent)
-
-
-def _load(lane: Lane) -> int:
-    return len(lane.sent)
