@@ -195,8 +195,11 @@ class Engine:
         if self.status.state is CLOSED:
             # There may be fewer tasks left than workers.
             wanted = min(wanted, self.dispatcher.ledger.live)
-        present = len(self.dispatcher.lanes) - self.leavers.staying(now)
-        return present < wanted and not self.leavers.are_too_many(now)
+        staying = self.leavers.staying(now)
+        if staying > self.options.processes:
+            # One of them has to end before another worker may be started.
+            return False
+        return len(self.dispatcher.lanes) - staying < wanted
 
     # -- the end ---------------------------------------------------------------------------------------------
 

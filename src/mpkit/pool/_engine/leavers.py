@@ -79,10 +79,6 @@ class Leavers:
                 looks.append(lane.leave_by)
         return min(looks, default=NEVER)
 
-    def are_too_many(self, now: float) -> bool:
-        """Whether so many are staying that one of them has to end before another worker may be started."""
-        return self.staying(now) > self._options.processes
-
     def staying(self, now: float) -> int:
         """How many are staying, and so are to be replaced although their processes have not ended."""
         return sum(_is_staying(lane, now) for lane in self._lanes())
