@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import partial
 from multiprocessing.connection import Connection
@@ -127,7 +128,7 @@ class Crew:
                 tasks=options.maxtasksperchild,
                 max_memory_bytes=options.max_memory_bytes,
                 forward_logs=options.forward_logs,
-                log_level=_root_level() if options.forward_logs else 0,
+                log_level=logging.getLogger().getEffectiveLevel() if options.forward_logs else 0,
                 generation=generation() + 1,
                 link=link,
             )
@@ -249,9 +250,3 @@ def exit_code(lane: Lane) -> int | None:
             # multiprocessing reports a lost exit code as 255, which would be misleading in an error message.
             return None if child_process.code_lost_because(process) else process.exitcode
     return None
-
-
-def _root_level() -> int:
-    import logging  # noqa: PLC0415
-
-    return logging.getLogger().getEffectiveLevel()
