@@ -28,7 +28,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -191,20 +191,14 @@ class Caller:
         me = threading.get_ident()
         is_inner = me in self._calling
         self._calling.add(me)
-        for call in _taken_from(self._calls):
+        while True:
+            try:
+                call = self._calls.get_nowait()
+            except Empty:
+                # Perhaps another thread has made the rest of them.
+                break
             if call is not None:
                 attempt(call)
             self._check_late()
         if not is_inner:
             self._calling.discard(me)
-
-
-def _taken_from(
-    calls: SimpleQueue[Callable[[], object] | None],
-) -> Iterator[Callable[[], object] | None]:
-    """Take what is in a queue out of it, one by one; several threads may do so at once."""
-    while True:
-        try:
-            yield calls.get_nowait()
-        except Empty:
-            return
