@@ -120,13 +120,7 @@ class Engine:
             options, self.dispatcher, self.collector, self.crew, self.programs, self._numbers
         )
         self.submission: Submission = Submission(
-            options.name,
-            self.status,
-            self._numbers,
-            self.dispatcher,
-            self.collector,
-            self.supervisor,
-            self.room,
+            self.status, self._numbers, self.dispatcher, self.collector, self.supervisor, self.room
         )
         self.insight: Insight = Insight(self.dispatcher, self.collector, self.crew)
 

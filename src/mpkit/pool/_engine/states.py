@@ -28,7 +28,7 @@ class Status:
     """The state of a pool, and the errors for callers that want what it does not do in that state."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.name: str = name
         self._pid = os.getpid()
         self.state: str = RUNNING
         self.why_broken: MpkitError | None = None
@@ -43,7 +43,7 @@ class Status:
 
     def forked_message(self) -> str:
         """The message of the error that such a fork gets."""
-        return _FORKED.format(self._name)
+        return _FORKED.format(self.name)
 
     def check_process(self) -> None:
         """Raise ClosedError if this process is a fork of the one that the pool belongs to."""
@@ -60,7 +60,7 @@ class Status:
         self.check_process()
         if self.why_broken is not None:
             raise copy_of(self.why_broken)
-        raise ClosedError(f"{self._name} is {self.state}; create a new pool for more tasks")
+        raise ClosedError(f"{self.name} is {self.state}; create a new pool for more tasks")
 
 
 def copy_of(error: MpkitError) -> MpkitError:

@@ -33,7 +33,6 @@ class Submission:
     """Accepts and cancels the tasks of one pool.
 
     Args:
-        name: the name of the pool.
         status: says whether the pool accepts tasks.
         numbers: the numbers of new tasks.
         dispatcher: sends tasks.
@@ -44,7 +43,6 @@ class Submission:
 
     def __init__(
         self,
-        name: str,
         status: Status,
         numbers: Iterator[int],
         dispatcher: Dispatcher,
@@ -52,7 +50,6 @@ class Submission:
         supervisor: Supervisor,
         room: Room | None,
     ) -> None:
-        self._name = name
         self._status = status
         self._numbers = numbers
         self._dispatcher = dispatcher
@@ -134,7 +131,7 @@ class Submission:
             self._look_after_limit(task.timeout)
             self._collector.work()
         else:
-            text = f"{self._name} was {self._status.state} before the task was sent"
+            text = f"{self._status.name} was {self._status.state} before the task was sent"
             self._collector.settle([(task, RAISED, TaskCancelled(text))])
 
     def _submit_if_running(self, task: Task) -> bool:
