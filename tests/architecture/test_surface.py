@@ -181,7 +181,9 @@ def test_all_is_sorted_and_complete(module_name: str) -> None:
     module = importlib.import_module(module_name)
     assert list(module.__all__) == sorted(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)
-    assert set(module.__all__) <= set(dir(module))
+    shown = dir(module)
+    assert set(module.__all__) <= set(shown)
+    assert len(shown) == len(set(shown))
     if module_name in NAMES:
         assert " ".join(module.__all__) == NAMES[module_name]
 
