@@ -33,12 +33,12 @@ def lock_inbox(lane: Lane) -> bool:
     """
     if lane.doomed:
         return False
-    if lane.lock_inbox():
+    if lane.try_lock_inbox():
         return True
     # The worker holds it for a microsecond, unless it died or was stopped just then. The deadline is for
     # systems on which it cannot be seen that a process is stopped.
     deadline = CLOCK.monotonic() + _PATIENCE_SECONDS
-    while not lane.lock_inbox(_SLICE_SECONDS):
+    while not lane.try_lock_inbox(_SLICE_SECONDS):
         if (
             lane.identity is None
             or not identity.is_alive(lane.identity)

@@ -211,7 +211,7 @@ class Lane:
             words[SLEEPING] = 0
             ring_bell(self.channel.wake)
 
-    def lock_inbox(self, seconds: float | None = None) -> bool:
+    def try_lock_inbox(self, seconds: float | None = None) -> bool:
         """Take the lock of its inbox, waiting for `seconds` at most (None: not at all);
         returns whether it was taken.
         """
