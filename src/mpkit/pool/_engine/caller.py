@@ -169,19 +169,19 @@ class Caller:
         if call is not None:
             attempt(call)
         self._check_late()
-        return call is None or self._is_copy()
+        return call is None or self._is_forked()
 
     def _check_late(self) -> None:
         words = self._board.words
-        if words[LOGS_LATE] and self._calls.qsize() < _FEW_CALLS and not self._is_copy():
+        if words[LOGS_LATE] and self._calls.qsize() < _FEW_CALLS and not self._is_forked():
             words[LOGS_LATE] = 0
 
-    def _is_copy(self) -> bool:
+    def _is_forked(self) -> bool:
         """Whether this is a child process that a callback has forked: the calls belong to the parent."""
         return os.getpid() != self._pid
 
     def _end(self) -> None:
-        if not self._is_copy():
+        if not self._is_forked():
             # In this order: a thread that adds a call either sees the flag, or its call is seen here.
             self._ended = True
             self._call_here()
