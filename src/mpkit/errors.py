@@ -82,7 +82,7 @@ class _SystemError(MpkitError, OSError):
         return (self.strerror,)
 
 
-# --- queues and handles -------------------------------------------------------------------------------------
+# -- queues and handles --------------------------------------------------------------------------------------
 
 
 class QueueEmpty(MpkitError, queue.Empty):
@@ -192,7 +192,7 @@ class SerializationError(MpkitError, pickle.PicklingError):
     """
 
 
-# --- tasks --------------------------------------------------------------------------------------------------
+# -- tasks ---------------------------------------------------------------------------------------------------
 
 if sys.version_info >= (3, 11):
 
@@ -350,7 +350,7 @@ class WorkerMemoryExceeded(MpkitError, MemoryError):
         self.limit = limit
 
 
-# --- pools --------------------------------------------------------------------------------------------------
+# -- pools ---------------------------------------------------------------------------------------------------
 
 
 class InitializerFailed(MpkitError, BrokenProcessPool):
@@ -365,7 +365,7 @@ class PoolBroken(MpkitError, BrokenProcessPool):
     """The pool cannot start workers at all. The message says why, and what to do."""
 
 
-# --- other processes ----------------------------------------------------------------------------------------
+# -- other processes -----------------------------------------------------------------------------------------
 
 
 class ProcessGone(_SystemError, ProcessLookupError):
@@ -404,7 +404,7 @@ class AccessDenied(_SystemError, PermissionError):
         self.pid = pid
 
 
-# --- wording ------------------------------------------------------------------------------------------------
+# -- wording -------------------------------------------------------------------------------------------------
 
 
 def _survives_pickling(error: BaseException) -> bool:

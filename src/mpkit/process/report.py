@@ -74,7 +74,7 @@ class Report:
         """
         return cls(AnonymousFile.create("report"))
 
-    # --- in the child -------------------------------------------------------------------------------------
+    # -- in the child ----------------------------------------------------------------------------------------
 
     def arrived(self) -> bool:
         """Record that the child has arrived, and return whether it is wanted.
@@ -133,7 +133,7 @@ class Report:
         # The stage is written last: if the child is killed before that, it has reported nothing.
         self._file.write([_STAGE.pack(stage)], at=0)
 
-    # --- in the parent ------------------------------------------------------------------------------------
+    # -- in the parent ---------------------------------------------------------------------------------------
 
     def unwanted(self, *, interrupts: bool = False) -> ProcessIdentity | None:
         """Record that the child is not wanted: if it arrives after this, it ends at once.
@@ -195,7 +195,7 @@ class Report:
         """Close the file; what was read from it stays valid."""
         self._file.close()
 
-    # --- in both ------------------------------------------------------------------------------------------
+    # -- in both ---------------------------------------------------------------------------------------------
 
     def _words(self) -> bytes:
         return self._file.read(_BODY_AT).ljust(_BODY_AT, b"\0")

@@ -167,7 +167,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         """
         return cast("WorkerProcess[T]", cls(None, cast("Any", fn), None, args, kwargs))
 
-    # --- the life of a process ----------------------------------------------------------------------------
+    # -- the life of a process -------------------------------------------------------------------------------
 
     def run(self) -> R_co:  # type: ignore[override]  # here its return value is the result
         """What the child does: call the target. A subclass may override it; its return value is the result.
@@ -419,7 +419,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             self._mpkit_stop_for_good(type(error))
             raise
 
-    # --- its outcome --------------------------------------------------------------------------------------
+    # -- its outcome -----------------------------------------------------------------------------------------
 
     def result(self, timeout: SupportsFloat | None = None) -> R_co:
         """Wait until the process has ended, and return what its target returned.
@@ -488,7 +488,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         stage, value = self._mpkit_outcome_within(timeout)
         return None if stage is Stage.RETURNED else cast("BaseException", value)
 
-    # --- what it is doing ---------------------------------------------------------------------------------
+    # -- what it is doing ------------------------------------------------------------------------------------
 
     @property
     def state(self) -> ProcessState:
@@ -546,7 +546,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} name={self.name!r} {self._mpkit_described_state()}>"
 
-    # --- inside -------------------------------------------------------------------------------------------
+    # -- inside ----------------------------------------------------------------------------------------------
 
     def _mpkit_described_state(self) -> str:
         if child_process.is_closed(self):
