@@ -13,8 +13,6 @@ from mpkit.errors import ClosedError, SerializationError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["ClosedQueueError", "executor_error", "original_error", "pool_error", "pool_errors"]
-
 
 class ClosedQueueError(ClosedError, OSError):
     """A queue was used after its `close()`, in a method in which the standard library raises an `OSError`.

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from mpkit.pool._shared_results import SharedResults
 
-__all__ = ["IMapIterator"]
-
 R = TypeVar("R")
 
 # At run time, the class of the standard library is not generic.

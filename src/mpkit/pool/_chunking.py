@@ -10,8 +10,6 @@ from mpkit.pool._engine.ledger import Chunk, Task
 from mpkit.pool._protocol import payload
 from mpkit.pool._protocol.channel import BIG_VALUE, PART, VALUE
 
-__all__ = ["automatic_chunks", "chunks_of", "open_chunk", "piece_of"]
-
 #: The size of the first chunks of a map is such that this many per worker would hold all of its items (as
 #: with `multiprocessing.Pool.map`). It is also the factor by which each further size is smaller.
 _CHUNKS_PER_WORKER = 4

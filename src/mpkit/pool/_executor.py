@@ -21,8 +21,6 @@ from mpkit.pool._handle import TaskHandle
 if TYPE_CHECKING:
     from mpkit.pool._engine.engine import Engine
 
-__all__ = ["ExecutorTasks", "PoolExecutor", "map_in_order"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

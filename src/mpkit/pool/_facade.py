@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from mpkit.pool._imap import ImapIterator
     from mpkit.pool._shared import Shared
 
-__all__ = ["PoolView", "TaskPool", "check_callbacks"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")

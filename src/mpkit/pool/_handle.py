@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from mpkit.pool._engine.engine import Engine
     from mpkit.pool._engine.ledger import Task
 
-__all__ = ["CONDITION_SECONDS", "TaskHandle", "is_of_asyncio"]
-
 R = TypeVar("R")
 T = TypeVar("T")
 

@@ -9,8 +9,6 @@ from mpkit._platform.hints import Self
 from mpkit._wire.unsendable import Unsendable
 from mpkit.pool._lazy_map import LazyMap
 
-__all__ = ["ImapIterator"]
-
 R = TypeVar("R")
 
 

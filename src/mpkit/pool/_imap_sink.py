@@ -19,8 +19,6 @@ from mpkit.pool._protocol.channel import PART, RAISED, SOON
 if TYPE_CHECKING:
     from mpkit.pool._engine.engine import Engine
 
-__all__ = ["ImapSink"]
-
 
 class ImapSink:
     """The sink of all tasks of one lazy map, and what a thread waits for that wants the next result.

@@ -32,8 +32,6 @@ from mpkit.pool._protocol.channel import CHUNK, EACH
 if TYPE_CHECKING:
     from mpkit.pool._engine.engine import Engine
 
-__all__ = ["LazyMap"]
-
 R = TypeVar("R")
 
 #: The default of `buffersize`, per worker.

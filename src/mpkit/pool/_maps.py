@@ -26,8 +26,6 @@ from mpkit.pool._protocol.channel import BIG_VALUE, CHUNK, ERROR, PART, PLAIN, R
 if TYPE_CHECKING:
     from mpkit.pool._engine.engine import Engine
 
-__all__ = ["MapHandle"]
-
 R = TypeVar("R")
 
 

@@ -23,8 +23,6 @@ from mpkit.pool._protocol.channel import (
     state_name,
 )
 
-__all__ = ["WorkerRow", "read_name", "read_row"]
-
 
 class WorkerRow(NamedTuple):
     """The status row of one worker at one moment.

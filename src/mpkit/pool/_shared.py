@@ -23,8 +23,6 @@ from mpkit.pool._engine.seen_shared import (
 from mpkit.pool._protocol import payload
 from mpkit.pool._worker.opened import open_shared
 
-__all__ = ["Shared"]
-
 T = TypeVar("T")
 
 

@@ -10,8 +10,6 @@ from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.errors import WaitTimeout
 from mpkit.pool._imap import ImapIterator
 
-__all__ = ["SharedResults"]
-
 R = TypeVar("R")
 T = TypeVar("T")
 

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-__all__ = ["PoolVerbs"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")

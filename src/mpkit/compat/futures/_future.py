@@ -19,8 +19,6 @@ from mpkit.compat._numbers import not_negative
 from mpkit.pool import TaskHandle
 from mpkit.pool._handle import is_of_asyncio
 
-__all__ = ["ExecutorFuture"]
-
 R = TypeVar("R")
 
 #: How long `result` and `cancel` wait for callbacks. Not longer, because a callback may need a lock that the

@@ -31,8 +31,6 @@ from mpkit.pool._engine.roster import Roster
 from mpkit.pool._engine.settlements import Settlements, ending_error
 from mpkit.pool._protocol.channel import RAISED
 
-__all__ = ["Dispatcher"]
-
 #: While tasks are queued, a submitting thread fetches outcomes and fills inboxes itself after so many tasks.
 _LOOK_EVERY = 64
 

@@ -12,8 +12,6 @@ from mpkit._platform.threads.deadlines import check_seconds, check_timeout
 from mpkit._wire import codec
 from mpkit._wire.codec import Pickler
 
-__all__ = ["PoolOptions", "TaskOptions", "check_chunksize", "check_count"]
-
 
 class TaskOptions:
     """The options of the tasks that one view of a pool submits.

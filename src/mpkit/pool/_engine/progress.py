@@ -15,8 +15,6 @@ from mpkit._platform.stdlib.contexts import resolve_context
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.pool._engine.reports import call_aside
 
-__all__ = ["Bars", "Progress"]
-
 _logger = logging.getLogger("mpkit.pool")
 
 

@@ -6,8 +6,6 @@ from multiprocessing.context import BaseContext
 
 from mpkit._platform.stdlib.fork_server import start_fork_server
 
-__all__ = ["start_server"]
-
 #: What each worker imports: its loop, and what it needs for log records and for waiting.
 _PRELOADED = ("mpkit.pool._worker.worker", "mpkit.pool._protocol.logs", "mpkit._platform.resources.cpus")
 

@@ -7,8 +7,6 @@ from typing import NoReturn
 
 from mpkit.errors import ClosedError, MpkitError
 
-__all__ = ["BROKEN", "CLOSED", "RUNNING", "TERMINATED", "Status", "copy_of"]
-
 #: It accepts tasks.
 RUNNING = "running"
 #: It accepts no more tasks; those it has go on.

@@ -40,25 +40,6 @@ from mpkit.pool._protocol.channel import (
     VALUE,
 )
 
-__all__ = [
-    "INLINE_BYTES",
-    "adopt",
-    "drop_outcome",
-    "dump_arguments",
-    "dump_chunk",
-    "dump_error",
-    "dump_shared",
-    "dump_value",
-    "has_failures",
-    "load_arguments",
-    "load_items",
-    "open_items",
-    "open_outcome",
-    "open_shared",
-    "parcels_made",
-    "unpack_error",
-]
-
 #: Longer pickles go into a parcel, so that a few of them do not fill a ring.
 INLINE_BYTES = 16 << 10
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 
-__all__ = ["STACK_SIGNAL"]
-
 if sys.platform == "linux":
     #: A real-time signal, because SIGUSR1 and SIGUSR2 belong to the application.
     STACK_SIGNAL: int | None = signal.SIGRTMAX - 5

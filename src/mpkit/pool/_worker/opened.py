@@ -9,8 +9,6 @@ from typing import Any
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit.pool._protocol import payload
 
-__all__ = ["forget_closed", "open_shared", "opened"]
-
 #: How many shared objects are kept open.
 _MOST_OPEN = 16
 

@@ -69,8 +69,6 @@ from mpkit.pool._worker.importing import become_worker, is_importing
 from mpkit.pool._worker.opened import forget_closed, opened
 from mpkit.pool._worker.outbox import Outbox, OutboxOfFork
 
-__all__ = ["Initializer", "WorkerChild", "WorkerPlan", "main"]
-
 #: How long a worker sleeps before it checks its inbox without having been woken. A safety net only: the
 #: protocol loses no wake-up.
 _SLICE_SECONDS = 2.0
