@@ -105,7 +105,7 @@ OPERATIONS: dict[str, Callable[[], None]] = {
 def test_with_few_descriptors_an_operation_works_or_raises_and_leaks_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_start_ups, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(_start_ups, "_LONGEST_PAUSE_SECONDS", 0.01)
     operation = OPERATIONS[name]
     # The first run opens what stays open until the end: helper processes, modules.
     operation()

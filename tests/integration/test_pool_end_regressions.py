@@ -155,7 +155,7 @@ def test_a_wait_ends_if_a_signal_handler_has_fetched_its_outcome(
     """The handler interrupts a wait, and waits for the same task: the outer wait must not sleep on."""
     for module in (_lead, _collector):
         monkeypatch.setattr(module, "_SLICE_SECONDS", 2 * PATIENCE)
-    monkeypatch.setattr(_limits, "_LOOK_AROUND", 2 * PATIENCE)
+    monkeypatch.setattr(_limits, "_LOOK_AROUND_SECONDS", 2 * PATIENCE)
     gate = str(tmp_path / "gate")
     with TaskPool(2, context="fork") as pool:
         waiting = pool.submit(tasks.wait_for_file, gate)

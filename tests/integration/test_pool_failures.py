@@ -219,7 +219,7 @@ def test_a_worker_killed_while_it_starts_is_replaced(start_method: str, tmp_path
 
 
 def test_start_ups_that_are_killed_again_and_again_break_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_start_ups, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(_start_ups, "_LONGEST_PAUSE_SECONDS", 0.01)
     with TaskPool(processes=1, initializer=tasks.kill_myself, context="fork", grace_period=0.2) as pool:
         handle = pool.submit(tasks.square, 3)
         with pytest.raises(PoolBroken, match=r"10 start-ups in a row failed.*SIGKILL") as caught:

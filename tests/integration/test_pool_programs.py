@@ -36,8 +36,8 @@ _STUBBORN = ("SIGINT", "SIGTERM")
 @pytest.fixture(autouse=True)
 def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool notes the children of its workers at short intervals."""
-    monkeypatch.setattr(_limits, "_SAMPLE_WITHOUT", 0.05)
-    monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.05)
+    monkeypatch.setattr(_limits, "_SAMPLE_WITHOUT_SECONDS", 0.05)
+    monkeypatch.setattr(_limits, "_LOOK_AROUND_SECONDS", 0.05)
 
 
 def pid_in(path: Path) -> int:

@@ -613,7 +613,7 @@ def test_of_many_waiting_threads_one_always_fetches_outcomes(
     # Disable the periodic checks, which would hide it if the protocol did not wake a thread.
     for module in (_lead, _collector):
         monkeypatch.setattr(module, "_SLICE_SECONDS", 1000.0)
-    monkeypatch.setattr(_limits, "_LOOK_AROUND", 1000.0)
+    monkeypatch.setattr(_limits, "_LOOK_AROUND_SECONDS", 1000.0)
     gate = LockedCounter()
 
     def all_but_one_sleep() -> bool:
@@ -679,7 +679,7 @@ def test_an_idle_worker_takes_over_tasks_queued_behind_a_long_one(
     is_waited_for: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise such a task begins late if a thread waits for it, or else only after the long task."""
-    monkeypatch.setattr(_limits, "_LOOK_AROUND", 1000.0 if is_waited_for else 0.02)
+    monkeypatch.setattr(_limits, "_LOOK_AROUND_SECONDS", 1000.0 if is_waited_for else 0.02)
     monkeypatch.setattr(_lead, "_SLICE_SECONDS", 1000.0)
     took = Function.took
     monkeypatch.setattr(Function, "took", lambda self, run_ns: took(self, min(run_ns, 5_000)))

@@ -49,8 +49,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="fork")
 
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskPool]:
-    monkeypatch.setattr(_supervisor, "_FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(_supervisor, "_LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr(_supervisor, "_FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(_supervisor, "_LONGEST_PAUSE_SECONDS", 0.001)
     with TaskPool(1, context="fork", grace_period=0.2) as pool:
         pool.apply(tasks.square, (1,))
         yield pool
@@ -191,7 +191,7 @@ def test_a_lack_of_descriptors_that_passes_does_not_break_the_pool(
             raise OSError(errno.EMFILE, "Too many open files")
         return start()
 
-    monkeypatch.setattr(_start_ups, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(_start_ups, "_LONGEST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(crew, "start", start_unless_refused)
     with pytest.raises(WorkerCrashed):
         pool.submit(os._exit, 3).result(PATIENCE)
@@ -301,7 +301,7 @@ def test_worker_deaths_are_handled_without_a_temporary_directory(
 def test_tasks_that_a_stopped_worker_has_not_begun_go_to_others(
     busy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.05)
+    monkeypatch.setattr(_limits, "_LOOK_AROUND_SECONDS", 0.05)
     with TaskPool(2, context="fork") as pool:
 
         def workers() -> list[int]:
@@ -684,7 +684,7 @@ def test_timeouts_work_if_the_programs_clocks_are_frozen(monkeypatch: pytest.Mon
 
     Otherwise waits would never end, and a worker would seem to have begun its task in the future.
     """
-    monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.02)
+    monkeypatch.setattr(_limits, "_LOOK_AROUND_SECONDS", 0.02)
     asked = itertools.count()
 
     def stopped() -> int:

@@ -196,8 +196,8 @@ def test_a_task_that_overwrites_its_row_in_shared_memory_ends(
     at: int, value: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise its time limit would never be reached, and the pool would never end."""
-    monkeypatch.setattr(_limits, "_SAMPLE_WITHOUT", 0.02)
-    monkeypatch.setattr(_limits, "_LOOK_AROUND", 0.02)
+    monkeypatch.setattr(_limits, "_SAMPLE_WITHOUT_SECONDS", 0.02)
+    monkeypatch.setattr(_limits, "_LOOK_AROUND_SECONDS", 0.02)
     with TaskPool(1, context="fork") as pool:
         handle = pool.with_options(timeout=600).submit(scribble, at, value)
         with pytest.raises(WorkerCrashed, match="SIGKILL"):

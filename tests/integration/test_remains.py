@@ -91,7 +91,7 @@ def test_everything_that_a_process_has_made_is_removed_when_it_dies(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The guardian kills its descendants, and may have to wait for a core.
-    monkeypatch.setattr(ties, "_FAMILY_PATIENCE_S", PATIENCE)
+    monkeypatch.setattr(ties, "_FAMILY_PATIENCE_SECONDS", PATIENCE)
     queue: BoundedQueue[list[int]] = BoundedQueue()
 
     def target() -> None:

@@ -14,7 +14,7 @@ from mpkit.process.handle import Handle
 __all__ = ["end_family"]
 
 # How long to wait for descendants that have been killed. Only a process inside the kernel can take that long.
-_KILL_PATIENCE_S: Final = 10.0
+_KILL_PATIENCE_SECONDS: Final = 10.0
 
 
 def end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, interrupted: bool) -> None:
@@ -49,4 +49,4 @@ def end_family(root: ProcessIdentity, grace: float | None, handle: Handle, *, in
     families.kill_families(family)
     # The caller waits for the root. A process of another user cannot be killed, so it is not waited for.
     others = [process for process in family if process != root]
-    exits.wait_gone(filter(signalling.may_be_signalled, others), _KILL_PATIENCE_S)
+    exits.wait_gone(filter(signalling.may_be_signalled, others), _KILL_PATIENCE_SECONDS)

@@ -23,7 +23,7 @@ from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
 __all__ = ["watch"]
 
-INTERVAL_S: Final = 0.05
+_INTERVAL_SECONDS: Final = 0.05
 
 _logger = logging.getLogger("mpkit.process")
 
@@ -72,7 +72,7 @@ class _Watcher:
     def _run(self) -> None:
         pause = threading.Event()
         while True:
-            pause.wait(INTERVAL_S)
+            pause.wait(_INTERVAL_SECONDS)
             # Limits are enforced only while this thread runs, so no error may end it.
             try:
                 if not self._look():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Ties"]
 
 # How long to wait for the descendants that die with a killed process. The guardian needs some milliseconds.
-_FAMILY_PATIENCE_S = 1.0
+_FAMILY_PATIENCE_SECONDS = 1.0
 
 
 class Ties:
@@ -206,7 +206,7 @@ class Ties:
         its_notes = self.report.notes()
         if self.trail and (found := trail.read(self.trail)) is not None:
             its_notes = found[1]
-        deadline = deadlines.deadline_of(_FAMILY_PATIENCE_S)
+        deadline = deadlines.deadline_of(_FAMILY_PATIENCE_SECONDS)
         # Looked for again after each wait: until they are killed they may start others.
         family = remains.family_of(process, its_notes)
         while (living := remains.living(family)) and not deadlines.has_passed(deadline):

@@ -71,10 +71,10 @@ def test_programs_that_end_in_time_are_forgotten(scene: Scene) -> None:
 def test_programs_that_do_not_end_in_time_are_killed_and_waited_for(scene: Scene) -> None:
     scene.programs.terminate([_ONE])
     scene.now += _GRACE
-    assert scene.look() == scene.now + _programs._KILL_PATIENCE
+    assert scene.look() == scene.now + _programs._KILL_PATIENCE_SECONDS
     assert scene.killed == [_ONE, _CHILD]
     assert scene.programs
-    scene.now += _programs._KILL_PATIENCE
+    scene.now += _programs._KILL_PATIENCE_SECONDS
     assert scene.look() == NEVER
     assert not scene.programs
     assert scene.killed == [_ONE, _CHILD]

@@ -63,7 +63,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Scene:
     monkeypatch.setattr(families, "kill_families", scene.kill_families)
     monkeypatch.setattr(identity, "is_alive", lambda process: process in (ME, ANOTHER))
     monkeypatch.setattr(memory_watch, "_watcher", memory_watch._Watcher())
-    monkeypatch.setattr(memory_watch, "INTERVAL_S", 0.001)
+    monkeypatch.setattr(memory_watch, "_INTERVAL_SECONDS", 0.001)
     return scene
 
 

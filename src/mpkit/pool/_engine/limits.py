@@ -27,15 +27,15 @@ from mpkit.pool._engine.stacks import live_stack
 from mpkit.pool._protocol.channel import RAISED, STARTED, STOP
 
 #: Seconds between two readings of the memory of running workers, if there is a limit, ...
-_SAMPLE_WITH_LIMIT = 0.05
+_SAMPLE_WITH_LIMIT_SECONDS = 0.05
 #: ... and if there is none. (`WorkerCrashed` says how much memory the worker had.)
-_SAMPLE_WITHOUT = 1.0
+_SAMPLE_WITHOUT_SECONDS = 1.0
 #: The first reading comes so many seconds later: the first task has just begun, and somebody waits for it.
-_FIRST_SAMPLE = 0.05
+_FIRST_SAMPLE_SECONDS = 0.05
 #: How many more checks than there are tasks lie between two searches for the shortest time limit.
 _FEW_LOOKS = 16
 #: Seconds between two checks of what need not be noticed at once.
-_LOOK_AROUND = 1.0
+_LOOK_AROUND_SECONDS = 1.0
 #: How many children of one worker are noted in case it dies (each costs a tenth of a millisecond), ...
 _MOST_CHILDREN = 100
 #: ... and of how many of its threads (each costs a hundredth).
@@ -55,7 +55,7 @@ class Limits:
         self._collector = collector
         self._programs = programs
         # When to read the memory of the workers next, and when to call `_look_around`.
-        self._sample_at = self._look_around_at = CLOCK.monotonic() + _FIRST_SAMPLE
+        self._sample_at = self._look_around_at = CLOCK.monotonic() + _FIRST_SAMPLE_SECONDS
         # How many checks there have been since the last search for the shortest time limit.
         self._looks = 0
 
@@ -73,11 +73,11 @@ class Limits:
         sample = now >= self._sample_at
         if sample:
             limited = self._options.max_memory_bytes is not None
-            self._sample_at = now + (_SAMPLE_WITH_LIMIT if limited else _SAMPLE_WITHOUT)
+            self._sample_at = now + (_SAMPLE_WITH_LIMIT_SECONDS if limited else _SAMPLE_WITHOUT_SECONDS)
         with dispatcher.lock:
             lanes = [lane for lane in dispatcher.lanes.values() if lane.sent or lane.set_aside]
         if now >= self._look_around_at:
-            self._look_around_at = now + _LOOK_AROUND
+            self._look_around_at = now + _LOOK_AROUND_SECONDS
             self._look_around(lanes)
         next_look = min(next_look, self._sample_at, self._look_around_at)
         for lane in lanes:

@@ -19,7 +19,7 @@ from mpkit._platform.threads.deadlines import NEVER
 
 #: How many seconds to wait for the end of a process that has been killed. (Only one that is blocked inside
 #: the kernel takes that long.)
-_KILL_PATIENCE = 2.0
+_KILL_PATIENCE_SECONDS = 2.0
 
 
 class Programs:
@@ -70,7 +70,7 @@ class Programs:
             families.kill_families(due)
             for program in due:
                 del self._told[program]
-                self._killed[program] = CLOCK.monotonic() + _KILL_PATIENCE
+                self._killed[program] = CLOCK.monotonic() + _KILL_PATIENCE_SECONDS
         for program in [program for program, at in self._killed.items() if now >= at]:
             del self._killed[program]
         return min((*self._told.values(), *self._killed.values()), default=NEVER)

@@ -24,8 +24,8 @@ MOST_FAILURES = 3
 #: ... or so many that are killed or refused.
 MOST_KILLED = 10
 # Seconds; each pause is twice as long as the one before.
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 2.0
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 2.0
 
 # The system refuses a process or shared memory. Like the errors of `identity.is_lack_of_means`, this may
 # pass.
@@ -104,7 +104,9 @@ class StartUps:
         else:
             self._failed += 1
         tries = self._failed + self._killed
-        self.not_before = CLOCK.monotonic() + min(_FIRST_PAUSE * 2 ** (tries - 1), _LONGEST_PAUSE)
+        self.not_before = CLOCK.monotonic() + min(
+            _FIRST_PAUSE_SECONDS * 2 ** (tries - 1), _LONGEST_PAUSE_SECONDS
+        )
         if self._failed < MOST_FAILURES and self._killed < MOST_KILLED:
             return None
         method = self._options.context.get_start_method()

@@ -35,8 +35,8 @@ _MOST_FAILURES = 8
 #: Seconds between a failed turn and the next one: each pause is twice as long as the one before. In all, it
 #: takes some 4 seconds until the pool is broken, because a lack of descriptors or
 #: memory may be over in a moment.
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 1.0
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 1.0
 
 
 class Supervised(Protocol):
@@ -241,7 +241,7 @@ class Supervisor:
                 return True
             # Tried after each further failure, in case it fails as well.
             attempt(lambda: engine.break_down(broken))
-        time.sleep(min(_FIRST_PAUSE * 2 ** (failures - 1), _LONGEST_PAUSE))
+        time.sleep(min(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1), _LONGEST_PAUSE_SECONDS))
         return False
 
     def _next_wait(self, now: float, next_look: float) -> float | None:
