@@ -211,13 +211,10 @@ class Lane:
             words[SLEEPING] = 0
             ring_bell(self.channel.wake)
 
-    def try_lock_inbox(self, seconds: float | None = None) -> bool:
-        """Take the lock of its inbox, waiting for `seconds` at most (None: not at all);
-        returns whether it was taken.
-        """
+    def try_lock_inbox(self, seconds: float = 0.0) -> bool:
+        """Take the lock of its inbox, waiting for `seconds` at most; returns whether it was taken."""
         # Taken and noted in a single call of C code, so no signal handler can raise in between.
-        arguments = (False,) if seconds is None else (True, seconds)
-        self.inbox_locks.extend(filter(None, starmap(self.channel.lock.acquire, (arguments,))))
+        self.inbox_locks.extend(filter(None, starmap(self.channel.lock.acquire, [(seconds > 0, seconds)])))
         return bool(self.inbox_locks)
 
     def unlock_inbox(self) -> None:
