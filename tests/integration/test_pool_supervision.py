@@ -36,9 +36,9 @@ from mpkit.introspect import _stacks
 from mpkit.pool import TaskPool
 from mpkit.pool._engine import insight as _insight
 from mpkit.pool._engine import limits as _limits
-from mpkit.pool._engine import reports as _reports
 from mpkit.pool._engine import start_ups as _start_ups
 from mpkit.pool._engine import supervisor as _supervisor
+from mpkit.pool._engine import threads as _threads
 from mpkit.pool._protocol.channel import STACK_PIPE
 from mpkit.pool._protocol.stack_signal import STACK_SIGNAL
 from tests.contract import pool_tasks as tasks
@@ -606,7 +606,7 @@ def test_a_report_raises_nothing_even_if_all_hooks_fail(monkeypatch: pytest.Monk
     def fail() -> None:
         raise ValueError
 
-    _reports.attempt(fail)
+    _threads.attempt(fail)
     done.append(1)
     assert done == [1]
 

@@ -14,14 +14,14 @@ The modules:
   exception has left half done);
 - threads that wait: ``room`` (for room to submit), ``lead`` (for outcomes), ``collector`` (the thread that
   fetches outcomes while no thread waits for them), ``caller`` (the thread that calls callbacks),
-  ``settlements`` (outcomes on their way to those who wait);
+  ``settlements`` (outcomes on their way to those who wait), ``threads`` (how the pool's own threads are made
+  and kept going);
 - workers: ``crew`` (starts them; ``server``, ``fork_warning``), ``start_ups`` (when to give up starting
   them), ``lane`` (one worker, as the parent sees it), ``roster`` (all workers that may get tasks),
   ``leavers`` (workers that leave), ``insight`` and ``stacks`` (what workers are doing);
 - what goes wrong: ``supervisor`` (the thread that looks after the workers), ``limits`` (stops tasks),
   ``programs`` (processes that stopped tasks have started), ``deaths`` (what follows from the death of a
-  worker), ``losses`` (the same for its tasks), ``remains`` (the same for its shared memory), ``reports``
-  (exceptions in the pool's own threads).
+  worker), ``losses`` (the same for its tasks), ``remains`` (the same for its shared memory).
 
 Some words have a fixed meaning here:
 

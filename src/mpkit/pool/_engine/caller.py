@@ -32,7 +32,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from mpkit.pool._engine.reports import attempt, report
+from mpkit.pool._engine.threads import attempt, join_thread, new_thread, report
 from mpkit.pool._protocol.channel import LOGS_LATE
 
 _logger = logging.getLogger("mpkit.pool")
@@ -127,16 +127,10 @@ class Caller:
 
     def join(self, timeout: float | None) -> bool:
         """Wait for the thread, `timeout` seconds at most; True if it has ended (or this is it)."""
-        thread = self._thread
-        if thread is None or thread is threading.current_thread():
-            return True
-        thread.join(timeout)
-        return not thread.is_alive()
+        return self._thread is None or join_thread(self._thread, timeout)
 
     def _start(self) -> None:
-        # A daemon thread, because the interpreter joins all others before any exit handler of the pool could
-        # stop them. The end of the pool joins this one.
-        thread = threading.Thread(target=self._run, name=f"{self._name}-caller", daemon=True)
+        thread = new_thread(self._run, f"{self._name}-caller")
         try:
             thread.start()
         except Exception as error:  # noqa: BLE001  whatever it is, the collector's thread has to go on

@@ -30,8 +30,8 @@ from mpkit._shm.memory.semaphore import Semaphore
 from mpkit.errors import ClosedError
 from mpkit.pool._engine.caller import Caller
 from mpkit.pool._engine.dispatcher import Dispatcher
-from mpkit.pool._engine.reports import attempt, report
 from mpkit.pool._engine.settlements import Settlements, do_nothing
+from mpkit.pool._engine.threads import attempt, join_thread, new_thread, report
 from mpkit.pool._protocol.channel import (
     ALWAYS,
     AWAKE,
@@ -119,9 +119,7 @@ class Collector:
         Raises:
             RuntimeError: the system has no thread left.
         """
-        # A daemon thread, because the interpreter joins all others before any exit handler of the pool could
-        # stop them. The end of the pool joins this one.
-        self._thread = threading.Thread(target=self._run, name=f"{self._name}-collector", daemon=True)
+        self._thread = new_thread(self._run, f"{self._name}-collector")
         try:
             self._thread.start()
         except BaseException:
@@ -140,10 +138,8 @@ class Collector:
         if thread is None:
             # It could not be started.
             self._end()
-        elif thread is not threading.current_thread():
-            thread.join(timeout)
-            if thread.is_alive():
-                return False
+        elif not join_thread(thread, timeout):
+            return False
         return self._caller.join(remaining(deadline))
 
     def is_current_thread(self) -> bool:

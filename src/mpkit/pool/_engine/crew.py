@@ -22,9 +22,9 @@ from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.fork_warning import without_fork_warning
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.options import PoolOptions
-from mpkit.pool._engine.reports import attempt, call_aside
 from mpkit.pool._engine.server import start_server
 from mpkit.pool._engine.start_ups import GUARD, NOT_IMPORTABLE, Failure, StartUps
+from mpkit.pool._engine.threads import attempt, call_aside
 from mpkit.pool._protocol.channel import HEAD_SIZE, INITIALIZING, STATE, Board, Channel
 from mpkit.pool._worker import worker
 from mpkit.pool._worker.importing import generation

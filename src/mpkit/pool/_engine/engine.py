@@ -34,12 +34,12 @@ from mpkit.pool._engine.limits import Limits
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
 from mpkit.pool._engine.progress import Bars
-from mpkit.pool._engine.reports import attempt, call_aside
 from mpkit.pool._engine.room import Room
 from mpkit.pool._engine.settlements import Settlements
 from mpkit.pool._engine.states import BROKEN, CLOSED, RUNNING, TERMINATED, Status, copy_of
 from mpkit.pool._engine.submission import Submission
 from mpkit.pool._engine.supervisor import Supervisor
+from mpkit.pool._engine.threads import attempt, call_aside
 from mpkit.pool._protocol import logs
 from mpkit.pool._protocol.channel import RAISED, Board
 from mpkit.pool._worker.worker import Initializer

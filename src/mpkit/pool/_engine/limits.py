@@ -21,9 +21,9 @@ from mpkit.pool._engine.lane import INTERRUPTED, KILLED, TERMINATED, Lane, Stop
 from mpkit.pool._engine.ledger import TIMED_OUT, TOO_BIG, Task
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
-from mpkit.pool._engine.reports import attempt
 from mpkit.pool._engine.settlements import ending_error
 from mpkit.pool._engine.stacks import live_stack
+from mpkit.pool._engine.threads import attempt
 from mpkit.pool._protocol.channel import RAISED, STARTED, STOP
 
 #: Seconds between two readings of the memory of running workers, if there is a limit, ...

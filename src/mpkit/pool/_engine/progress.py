@@ -13,7 +13,7 @@ from typing import Any
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib.contexts import resolve_context
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
-from mpkit.pool._engine.reports import call_aside
+from mpkit.pool._engine.threads import call_aside
 
 _logger = logging.getLogger("mpkit.pool")
 

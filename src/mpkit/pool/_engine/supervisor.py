@@ -10,7 +10,6 @@ idle pool none of these happens.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.limits import Limits
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
-from mpkit.pool._engine.reports import attempt, report
+from mpkit.pool._engine.threads import attempt, join_thread, new_thread, report
 
 #: After so many failed turns in a row (an exception in each) the pool is broken; after twice as many, the
 #: thread gives up.
@@ -89,7 +88,7 @@ class Supervisor:
         never_wait(self._poke_reader)
         never_wait(self._poke_writer)
         self._requests: deque[Callable[[], None]] = deque()
-        self._thread = threading.Thread(target=self._run, name=f"{name}-supervisor", daemon=True)
+        self._thread = new_thread(self._run, f"{name}-supervisor")
         #: When it looks at running tasks next without being poked (monotonic); `NEVER` if there are none.
         self.looks_at: float = 0.0
         # Workers that have ended and have not been buried.
@@ -102,8 +101,6 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the thread."""
-        # A daemon thread, because the interpreter joins all others before any exit handler of the pool could
-        # stop them. `TaskPool.join` joins this one.
         self._thread.start()
 
     def discard(self) -> bool:
@@ -116,10 +113,7 @@ class Supervisor:
 
     def join(self, timeout: float | None) -> bool:
         """Wait for the thread, `timeout` seconds at most; True if it has ended (or this is it)."""
-        if self._thread is threading.current_thread():
-            return True
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return join_thread(self._thread, timeout)
 
     def poke(self) -> None:
         """Wake the thread. Takes no lock: a `__del__` may call this at any moment, even in another poke."""

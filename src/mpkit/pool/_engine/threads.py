@@ -1,10 +1,30 @@
-"""Keeps the threads of the pool going: reports exceptions, and calls what may hang in another thread."""
+"""The threads of a pool: how they are made and joined, and how they are kept going.
+
+Exceptions are reported, and what may hang is called in another thread.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
 from collections.abc import Callable
+
+
+def new_thread(run: Callable[[], object], name: str) -> threading.Thread:
+    """A thread of the pool, which has not been started yet.
+
+    A daemon thread, because the interpreter joins all others before any exit handler of the pool could stop
+    them. The end of the pool joins it.
+    """
+    return threading.Thread(target=run, name=name, daemon=True)
+
+
+def join_thread(thread: threading.Thread, timeout: float | None) -> bool:
+    """Wait for a thread, `timeout` seconds at most; True if it has ended, or if it is this one."""
+    if thread is threading.current_thread():
+        return True
+    thread.join(timeout)
+    return not thread.is_alive()
 
 
 def report() -> None:
