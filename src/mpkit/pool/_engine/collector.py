@@ -289,9 +289,20 @@ class Collector:
         except BaseException:
             self._settle_later(settlements)
             raise
-        if self.draining:
+        if self.draining and not self._dispatcher.ledger.live:
             # The end of the pool may be waiting for this.
             self.on_empty()
+
+    @contextlib.contextmanager
+    def under_lock(self) -> Generator[Settlements]:
+        """The pool's lock is held in the block; the outcomes that the block takes are told after that.
+
+        For the pool's own threads: in the main thread, an interrupt could leave the lock acquired.
+        """
+        with self.telling() as settlements:
+            with self._dispatcher.lock:
+                yield settlements
+            self.settle(settlements)
 
     def has_to_tell(self) -> bool:
         """Whether a thread may have outcomes of ended tasks that it has not told yet."""

@@ -20,7 +20,6 @@ from mpkit.pool._engine.losses import settle_loss
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
 from mpkit.pool._engine.remains import Remains
-from mpkit.pool._engine.settlements import Settlements
 from mpkit.pool._engine.stacks import last_words
 from mpkit.pool._protocol.channel import LEAVING, PARCELS, STATE
 
@@ -75,17 +74,13 @@ class Deaths:
         likely_oom = died == "SIGKILL" and not lane.doomed and memory.oom_killed_since(lane.oom_kills)
         death = Death(lane.pid, exitcode, died, words or None, lane.rss_bytes, likely_oom)
         dispatcher = self._dispatcher
-        settlements: Settlements = []
-        try:
-            with dispatcher.lock:
-                # Unless this is called again, because something after it has failed.
-                if lane.key in dispatcher.ledger.sent:
-                    settle_loss(dispatcher, lane, death, self._numbers, settlements)
-                dispatcher.fill()
-        finally:
-            # Even after an exception (no memory): what was taken before it is told now, and the rest when
-            # this is called again.
-            self._collector.settle_surely(settlements)
+        # After an exception in the block (no memory), what was taken before it is told nevertheless, and the
+        # rest when this is called again.
+        with self._collector.under_lock() as settlements:
+            # Unless this is called again, because something after it has failed.
+            if lane.key in dispatcher.ledger.sent:
+                settle_loss(dispatcher, lane, death, self._numbers, settlements)
+            dispatcher.fill()
         if lane.is_torn:
             problem = (
                 "%s: worker %d was killed: something in it has written into the memory that it shares with "

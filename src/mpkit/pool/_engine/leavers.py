@@ -21,7 +21,6 @@ from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.options import PoolOptions
 from mpkit.pool._engine.programs import Programs
-from mpkit.pool._engine.settlements import Settlements
 from mpkit.pool._protocol.channel import LEAVE_RECORD, LOW, Board
 
 _logger = logging.getLogger("mpkit.pool")
@@ -64,7 +63,8 @@ class Leavers:
         leavers = [lane for lane in self._lanes() if lane.left_at]
         for lane in leavers:
             if lane.sent:
-                self._give_to_others(lane)
+                with self._collector.under_lock() as settlements:
+                    self._dispatcher.give_to_others(lane, settlements)
         looks = [lane.left_at + _GOING_SECONDS for lane in leavers if not _is_staying(lane, now)]
         staying = sorted((lane for lane in leavers if _is_staying(lane, now)), key=lambda lane: lane.left_at)
         # If there are more than the pool has workers, the ones that left first may stay for less time.
@@ -82,14 +82,6 @@ class Leavers:
     def staying(self, now: float) -> int:
         """How many are staying, and so are to be replaced although their processes have not ended."""
         return sum(_is_staying(lane, now) for lane in self._lanes())
-
-    def _give_to_others(self, lane: Lane) -> None:
-        settlements: Settlements = []
-        try:
-            with self._dispatcher.lock:
-                self._dispatcher.give_to_others(lane, settlements)
-        finally:
-            self._collector.settle_surely(settlements)
 
     def _end(self, lane: Lane) -> None:
         lane.kill()

@@ -142,13 +142,11 @@ class Limits:
     def _look_around(self, lanes: list[Lane]) -> None:
         """Check what need not be noticed at once: stopped, torn and idle workers, and workers' children."""
         dispatcher = self._dispatcher
-        with self._collector.telling() as settlements:
-            for lane in lanes:
-                with dispatcher.lock:
-                    if lane.key in dispatcher.lanes:
-                        dispatcher.check_stopped(lane, settlements)
-                        dispatcher.check_sane(lane)
-            self._collector.settle(settlements)
+        for lane in lanes:
+            with self._collector.under_lock() as settlements:
+                if lane.key in dispatcher.lanes:
+                    dispatcher.check_stopped(lane, settlements)
+                    dispatcher.check_sane(lane)
         # This moves tasks from busy workers to idle ones. If no thread waits for outcomes and no task is
         # queued, workers do not ring for that.
         self._collector.wake()
@@ -167,44 +165,40 @@ class Limits:
         """Begin to stop a running task."""
         dispatcher = self._dispatcher
         stop: Stop | None = None
-        with self._collector.telling() as settlements:
-            with dispatcher.lock:
-                dispatcher.drain_lane(lane, settlements)
-                if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
-                    # Decided before anything is done to the worker, because even the signal that asks for
-                    # its stack may end a system call of the task.
-                    before, task.ending = task.ending, task.ending or reason
-                    stop = lane.stop = Stop(task.number, self._options.max_memory_bytes)
+        with self._collector.under_lock() as settlements:
+            dispatcher.drain_lane(lane, settlements)
+            if task.number in lane.sent and lane.stop is None and lane.key in dispatcher.lanes:
+                # Decided before anything is done to the worker, because even the signal that asks for its
+                # stack may end a system call of the task.
+                before, task.ending = task.ending, task.ending or reason
+                stop = lane.stop = Stop(task.number, self._options.max_memory_bytes)
+                lane.update_ready()
+                # Tasks behind this one need not wait for it, and from here on the worker begins no other.
+                dispatcher.give_to_others(lane, settlements)
+                if lane.running() == task.number:
+                    stop.began = lane.words[STARTED]
+                else:
+                    # It has ended since its outcome was looked for, so the worker may have begun the next
+                    # task. What that has started must not be taken for its own.
+                    task.ending = before
+                    stop = lane.stop = None
                     lane.update_ready()
-                    # Tasks behind this one need not wait for it, and from here on the worker begins no other.
-                    dispatcher.give_to_others(lane, settlements)
-                    if lane.running() == task.number:
-                        stop.began = lane.words[STARTED]
-                    else:
-                        # It has ended since its outcome was looked for, so the worker may have begun the next
-                        # task. What that has started must not be taken for its own.
-                        task.ending = before
-                        stop = lane.stop = None
-                        lane.update_ready()
-                        dispatcher.drain_lane(lane, settlements)
-                        dispatcher.fill()
-            self._collector.settle(settlements)
+                    dispatcher.drain_lane(lane, settlements)
+                    dispatcher.fill()
         if stop is None:
             return
         if reason == TIMED_OUT:
             # The stack is helpful, but if getting it fails, the task must be stopped nevertheless.
             attempt(lambda: self._ask_for_stack(lane, stop))
-        with self._collector.telling() as settlements:
-            with dispatcher.lock:
-                if stop.ended is not None:
-                    # It ended while its stack was being written.
-                    settlements.append((stop.ended, RAISED, ending_error(stop.ended, lane)))
-                    dispatcher.roster.stop_is_over(lane)
-                    dispatcher.fill()
-                else:
-                    stop.stage = INTERRUPTED
-                    stop.due = CLOCK.monotonic() + self._options.grace_period
-            self._collector.settle(settlements)
+        with self._collector.under_lock() as settlements:
+            if stop.ended is not None:
+                # It ended while its stack was being written.
+                settlements.append((stop.ended, RAISED, ending_error(stop.ended, lane)))
+                dispatcher.roster.stop_is_over(lane)
+                dispatcher.fill()
+            else:
+                stop.stage = INTERRUPTED
+                stop.due = CLOCK.monotonic() + self._options.grace_period
         if lane.stop is not stop:
             return
         if reason == TOO_BIG:
@@ -279,24 +273,22 @@ class Limits:
     def _take_step(self, lane: Lane, stop: Stop, stage: int) -> None:
         """Take the step `TERMINATED` or `KILLED` (`stage`), unless the worker has let go of the task."""
         dispatcher = self._dispatcher
-        with self._collector.telling() as settlements:
-            with dispatcher.lock:
-                dispatcher.drain_lane(lane, settlements)
-                alive = lane.stop is stop and lane.key in dispatcher.lanes
-                if alive and stop.stage < TERMINATED:
-                    # From now on the worker must not begin a task: it would be killed in the middle of it.
-                    # The lock is never released if the worker is terminated.
-                    locked = lock_inbox(lane)
-                    if stop.number in lane.sent:
-                        lane.leaving = lane.doomed = True
-                    else:
-                        alive = False
-                        dispatcher.roster.stop_is_over(lane)
-                        if locked:
-                            lane.unlock_inbox()
-                # If the worker has become idle, it may take tasks that wait behind one of another worker.
-                dispatcher.fill()
-            self._collector.settle(settlements)
+        with self._collector.under_lock() as settlements:
+            dispatcher.drain_lane(lane, settlements)
+            alive = lane.stop is stop and lane.key in dispatcher.lanes
+            if alive and stop.stage < TERMINATED:
+                # From now on the worker must not begin a task: it would be killed in the middle of it. The
+                # lock is never released if the worker is terminated.
+                locked = lock_inbox(lane)
+                if stop.number in lane.sent:
+                    lane.leaving = lane.doomed = True
+                else:
+                    alive = False
+                    dispatcher.roster.stop_is_over(lane)
+                    if locked:
+                        lane.unlock_inbox()
+            # If the worker has become idle, it may take tasks that wait behind one of another worker.
+            dispatcher.fill()
         if not alive:
             return
         # So that this step is taken again after an exception in the lines below (for a lack of descriptors,
