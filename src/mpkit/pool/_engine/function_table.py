@@ -41,16 +41,14 @@ class FunctionTable:
         # told apart by type and name.
         key: Any = fn if by_name else _code_of(fn) or (type(fn), name_of(fn))
         known = self._known.get(key)
-        if known is not None and by_name:
-            return known, known.blob, BY_REFERENCE
         if known is None:
             _refuse_what_is_no_function(fn)
             if len(self._known) >= _MOST_FUNCTIONS:
                 self._known.clear()
             known = Function(name_of(fn), codec.dumps(fn, pickler) if by_name else b"")
             self._known[key] = known
-            if by_name:
-                return known, known.blob, BY_REFERENCE
+        if by_name:
+            return known, known.blob, BY_REFERENCE
         return known, codec.dumps(fn, pickler), 0
 
 
