@@ -8,10 +8,8 @@ Constructors take the message first (most compose one from the attributes when i
 attributes by keyword.
 """
 
-# This module imports nothing else of mpkit, so that every other module may import it. It does import
-# `concurrent.futures.process`, because some classes derive from `BrokenProcessPool`. On top of what mpkit
-# loads anyway (`multiprocessing.connection`, `concurrent.futures`) that costs about 2 ms, once per process.
-# Creating the classes on demand would save this, but make every `except` clause hard to follow.
+# This module imports nothing else of mpkit, so that every other module may import it. What it costs to import
+# `concurrent.futures.process`, and why it does so: see "Decisions" in docs/explanation/architecture.md.
 
 from __future__ import annotations
 
