@@ -9,7 +9,6 @@ import pytest
 
 from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.functions import Function
-from mpkit.pool._engine.inbox import lock_inbox
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.ledger import Task
 from mpkit.pool._engine.settlements import Settlements
@@ -132,7 +131,7 @@ def test_the_inbox_of_a_doomed_worker_stays_locked(bench: _Bench) -> None:
     lane = bench.lanes[0]
     task = bench.send(lane, 16)
     with bench.dispatcher.lock:
-        assert lock_inbox(lane)
+        assert lane.lock_inbox()
         lane.doomed = True
         assert not bench.dispatcher.cancel(task, [])
     assert lane.inbox_locks

@@ -9,9 +9,8 @@ The modules:
   ``seen_shared`` (which shared objects a task needs), ``blame`` (what cannot be pickled), ``initializer``
   (the bytes of the pool's initializer);
 - tasks on their way: ``dispatcher`` (everything that happens under the pool's one lock) and its parts:
-  ``placement`` (decides where tasks go), ``balancer`` (sends tasks, and takes them back), ``inbox`` (what a
-  worker has not begun), ``receiver`` (what workers hand in), ``recovery`` (repairs what an
-  exception has left half done);
+  ``placement`` (decides where tasks go), ``balancer`` (sends tasks, and takes them back), ``receiver``
+  (what workers hand in), ``recovery`` (repairs what an exception has left half done);
 - threads that wait: ``room`` (for room to submit), ``lead`` (for outcomes), ``collector`` (the thread that
   fetches outcomes while no thread waits for them), ``caller`` (the thread that calls callbacks),
   ``settlements`` (outcomes on their way to those who wait), ``threads`` (how the pool's own threads are made

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mpkit._shm.queues.ring import TornRingError
-from mpkit.pool._engine.inbox import ALL, lock_inbox, number_of
-from mpkit.pool._engine.lane import Lane
+from mpkit.pool._engine.lane import ALL, Lane, number_of
 from mpkit.pool._engine.ledger import Ledger, Task
 from mpkit.pool._engine.placement import even_share, low_marks, most_loaded, stolen_share
 from mpkit.pool._engine.roster import Roster
@@ -98,13 +97,13 @@ class Balancer:
         """Take everything that a worker has not begun out of its inbox.
 
         Returns:
-            (number, record) of each task. Nothing if the inbox cannot be locked: see `lock_inbox`.
+            (number, record) of each task. Nothing if the inbox cannot be locked: see `Lane.lock_inbox`.
         """
         if lane.doomed:
             # This process may hold the lock for good.
             return []
         try:
-            if not lock_inbox(lane):
+            if not lane.lock_inbox():
                 return []
             records = lane.channel.inbox.try_get_many(ALL)
         except TornRingError:

@@ -21,7 +21,6 @@ from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._shm.queues.ring import TornRingError
 from mpkit.pool._engine.balancer import Balancer
-from mpkit.pool._engine.inbox import unbegun
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.ledger import CANCELLED, SENT, Ledger, Task
 from mpkit.pool._engine.placement import Placement
@@ -222,7 +221,7 @@ class Dispatcher:
         if not TOTAL_STORE_ORDER:
             full_fence()
         try:
-            unread = unbegun(lane)
+            unread = lane.unbegun()
         except TornRingError:
             # It cannot be known what it had begun, so everything counts as begun.
             unread = set[int]()

@@ -1,4 +1,9 @@
-"""One worker as the parent sees it: its process, its channel, its tasks, and whether it starts or leaves."""
+"""One worker as the parent sees it: its process, its channel, its tasks, and whether it starts or leaves.
+
+A task moves from the inbox to the status row (while it runs) to the outbox (as its outcome), and is at the
+next place before it leaves the previous one. Only the process that holds the lock of the inbox takes records
+out; the worker does so for one record at a time.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,10 @@ from itertools import starmap
 from multiprocessing.connection import Connection
 
 from mpkit._platform.parent_death import parent_watch
-from mpkit._platform.processes import families, signalling
+from mpkit._platform.processes import families, identity, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.processes.start_times import StartClock
+from mpkit._platform.processes.stat_file import is_stopped
 from mpkit._platform.stdlib.child_process import ChildProcess
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
@@ -37,6 +43,17 @@ KILLED = 3
 
 #: As many tasks as any worker could ever be given.
 _NO_LIMIT = 1 << 30
+#: More records than an inbox can hold.
+ALL = 1 << 20
+#: How long to wait for the lock of an inbox. A worker that is ready to run holds it for a microsecond.
+_PATIENCE_SECONDS = 5.0
+#: How often meanwhile to check whether the worker can still release it.
+_SLICE_SECONDS = 0.01
+
+
+def number_of(record: bytes) -> int:
+    """The number of the task in a record of an inbox."""
+    return int.from_bytes(record[:8], "little")
 
 
 class Stop:
@@ -211,6 +228,29 @@ class Lane:
             words[SLEEPING] = 0
             ring_bell(self.channel.wake)
 
+    def lock_inbox(self) -> bool:
+        """Take the lock of its inbox, so that it begins no task (holding the dispatcher's lock).
+
+        Returns:
+            False if the lock was not taken: the worker is dead, doomed, or stopped by a signal.
+        """
+        if self.doomed:
+            return False
+        if self.try_lock_inbox():
+            return True
+        # The worker holds it for a microsecond, unless it died or was stopped just then. The deadline is for
+        # systems on which it cannot be seen that a process is stopped.
+        deadline = CLOCK.monotonic() + _PATIENCE_SECONDS
+        while not self.try_lock_inbox(_SLICE_SECONDS):
+            if (
+                self.identity is None
+                or not identity.is_alive(self.identity)
+                or is_stopped(self.identity.pid)
+                or CLOCK.monotonic() > deadline
+            ):
+                return False
+        return True
+
     def try_lock_inbox(self, seconds: float = 0.0) -> bool:
         """Take the lock of its inbox, waiting for `seconds` at most; returns whether it was taken."""
         # Taken and noted in a single call of C code, so no signal handler can raise in between.
@@ -222,6 +262,27 @@ class Lane:
         # In a single call of C code, as above: `release` returns None, so the list is empty afterwards.
         held = self.inbox_locks
         held[:] = filter(None, starmap(self.channel.lock.release, [()] * len(held)))
+
+    def unbegun(self) -> set[int]:
+        """The numbers of the tasks in its inbox.
+
+        Raises:
+            TornRingError: the ring does not hold records of tasks; something has written over it.
+        """
+        return {number_of(record) for record in self.channel.inbox.peek_many(ALL)[0]}
+
+    def handed_in(self) -> set[int]:
+        """Its tasks that are neither in its inbox nor running.
+
+        Each of them has an outcome in the outbox, or it is lost. The outbox must be checked after this, that
+        is, in the order in which a task moves: then no task is overlooked.
+
+        Raises:
+            TornRingError: the inbox does not hold records of tasks; something has written over it.
+        """
+        waiting = self.unbegun()
+        running = self.running()
+        return {number for number in self.sent if number != running and number not in waiting}
 
     def terminate(self) -> list[ProcessIdentity]:
         """Send SIGTERM to it and to what its task has started (in the supervisor's thread).

@@ -16,7 +16,6 @@ from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.deadlines import NEVER
 from mpkit.pool._engine.collector import Collector
 from mpkit.pool._engine.dispatcher import Dispatcher
-from mpkit.pool._engine.inbox import lock_inbox
 from mpkit.pool._engine.lane import INTERRUPTED, KILLED, TERMINATED, Lane, Stop
 from mpkit.pool._engine.ledger import TIMED_OUT, TOO_BIG, Task
 from mpkit.pool._engine.options import PoolOptions
@@ -279,7 +278,7 @@ class Limits:
             if alive and stop.stage < TERMINATED:
                 # From now on the worker must not begin a task: it would be killed in the middle of it. The
                 # lock is never released if the worker is terminated.
-                locked = lock_inbox(lane)
+                locked = lane.lock_inbox()
                 if stop.number in lane.sent:
                     lane.leaving = lane.doomed = True
                 else:

@@ -13,7 +13,6 @@ from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._shm.queues.ring import TornRingError
 from mpkit.errors import TaskCancelled
-from mpkit.pool._engine.inbox import handed_in, lock_inbox
 from mpkit.pool._engine.lane import Lane
 from mpkit.pool._engine.ledger import Ledger
 from mpkit.pool._engine.roster import Roster
@@ -52,9 +51,9 @@ def _reconcile_lane(
     # The exception may have come while this process held the lock.
     lane.unlock_inbox()
     try:
-        if not lock_inbox(lane):
+        if not lane.lock_inbox():
             return False
-        found = handed_in(lane)
+        found = lane.handed_in()
     except TornRingError:
         roster.condemn(lane)
         return False
@@ -84,7 +83,7 @@ def is_sane(lane: Lane) -> bool:
     nowhere at two calls in a row.
     """
     try:
-        lost = handed_in(lane)
+        lost = lane.handed_in()
     except TornRingError:
         return False
     if not lane.channel.outbox.is_empty():
