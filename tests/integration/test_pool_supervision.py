@@ -272,7 +272,6 @@ def test_a_dead_worker_without_an_exit_code_is_replaced(
     """`close` raises for a process without an exit code, as for one that runs. That must not matter."""
     lane = next(iter(pool._engine.dispatcher.lanes.values()))
     process = lane.process
-    assert process is not None
     with monkeypatch.context() as patch:
         patch.setattr(type(process), "exitcode", None)
         patch.setattr(type(process), "join", lambda *_args: None)

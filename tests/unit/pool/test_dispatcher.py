@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,8 @@ class _Bench:
         self.asked += 1
 
     def _add(self, key: int) -> Lane:
-        lane = Lane(key, Channel.create(), None, None)
+        process: Any = None
+        lane = Lane(key, Channel.create(), process, None, stack_pipe=None, tasks=None, oom_kills=None)
         lane.greeted = lane.ready = True
         self.dispatcher.add(lane)
         return lane

@@ -18,7 +18,9 @@ A_TASK = cast("Task", object())
 
 
 def a_lane(key: int, sent: int = 0, tasks: int | None = None) -> Lane:
-    lane = Lane(key, cast("Any", SimpleNamespace(words=[0] * 64)), None, tasks)
+    process: Any = None
+    channel: Any = SimpleNamespace(words=[0] * 64)
+    lane = Lane(key, channel, process, None, stack_pipe=None, tasks=tasks, oom_kills=None)
     lane.sent = dict.fromkeys(range(sent), A_TASK)
     lane.greeted = lane.ready = True
     return lane

@@ -147,8 +147,15 @@ class Crew:
             _starting.run(_start_alone, process, method)
             identified = child_process.identity_of(process)
             plan.link.started(identified)
-            lane = Lane(key, channel, reader, options.maxtasksperchild)
-            lane.process, lane.identity, lane.oom_kills = process, identified, oom_kills
+            lane = Lane(
+                key,
+                channel,
+                process,
+                identified,
+                stack_pipe=reader,
+                tasks=options.maxtasksperchild,
+                oom_kills=oom_kills,
+            )
             dispatcher.lock.run(dispatcher.add, lane)
         except BaseException:
             if reader is not None:
@@ -207,11 +214,10 @@ class Crew:
             with lane.stack_lock:
                 lane.stack_pipe.close()
                 lane.stack_pipe = None
-        process = lane.process
-        if process is not None and process.exitcode is not None:
+        if lane.process.exitcode is not None:
             # A process whose exit code is not known (because the fork server is stopped, say) counts as
             # running, and cannot be closed. It is freed with its last reference.
-            process.close()
+            lane.process.close()
 
 
 def _start_alone(process: ChildProcess, method: str) -> None:
@@ -243,7 +249,6 @@ def exit_code(lane: Lane) -> int | None:
     Blocking: until the system or the fork server has reported it, which takes a moment; five seconds at most.
     """
     process = lane.process
-    assert process is not None
     for _ in range(_EXIT_CODE_SLICES):
         process.join(_EXIT_CODE_SLICE_SECONDS)
         if process.exitcode is not None:

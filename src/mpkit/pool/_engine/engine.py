@@ -131,9 +131,8 @@ class Engine:
             self.join(None)
             return
         for lane in list(self.dispatcher.lanes.values()):
-            if lane.process is not None:
-                lane.process.kill()
-                lane.process.join()
+            lane.process.kill()
+            lane.process.join()
             self.crew.dispose(lane)
 
     # -- workers (called in the supervisor's thread: see `Supervised`) ---------------------------------------
@@ -252,8 +251,7 @@ class Engine:
             dispatcher.ledger.fail_everything(tasks, POOL_BROKEN)
         attempt(lambda: self.collector.settle_surely([(task, RAISED, copy_of(why)) for task in tasks]))
         for lane in lanes:
-            if lane.process is not None:
-                attempt(lane.process.kill)
+            attempt(lane.process.kill)
             attempt(functools.partial(exit_code, lane))
             attempt(functools.partial(self.crew.dispose, lane))
 

@@ -13,8 +13,8 @@ from itertools import starmap
 from multiprocessing.connection import Connection
 
 from mpkit._platform.parent_death import parent_watch
-from mpkit._platform.processes import families, identity, signalling
-from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.processes import families, signalling
+from mpkit._platform.processes.identity import ProcessIdentity, is_alive
 from mpkit._platform.processes.start_times import StartClock
 from mpkit._platform.processes.stat_file import is_stopped
 from mpkit._platform.stdlib.child_process import ChildProcess
@@ -127,8 +127,12 @@ class Lane:
         self,
         key: int,
         channel: Channel,
+        process: ChildProcess,
+        identity: ProcessIdentity | None,
+        *,
         stack_pipe: Connection | None,
         tasks: int | None,
+        oom_kills: int | None,
     ) -> None:
         self.key: int = key
         self.channel: Channel = channel
@@ -141,8 +145,9 @@ class Lane:
         self.stack_lock: InterruptibleLock = InterruptibleLock()
         #: How many tasks it does before it is replaced (maxtasksperchild); None: no limit.
         self.tasks: int | None = tasks
-        self.process: ChildProcess | None = None
-        self.identity: ProcessIdentity | None = None
+        self.process: ChildProcess = process
+        #: None if it ended before it could be identified.
+        self.identity: ProcessIdentity | None = identity
         #: Whether it may be given tasks now: see `update_ready`.
         self.ready: bool = False
         #: It has reported that it is ready for tasks.
@@ -166,7 +171,7 @@ class Lane:
         #: Its resident memory when it was last measured, or None.
         self.rss_bytes: int | None = None
         #: What `memory.oom_kills` returned before it was started; None: the system does not count them.
-        self.oom_kills: int | None = None
+        self.oom_kills: int | None = oom_kills
         #: Records of its outbox that are just being processed, and the place behind them in the ring.
         self.pending: tuple[list[bytes], int] | None = None
         self.started_at: float = CLOCK.monotonic()
@@ -244,7 +249,7 @@ class Lane:
         while not self.try_lock_inbox(_SLICE_SECONDS):
             if (
                 self.identity is None
-                or not identity.is_alive(self.identity)
+                or not is_alive(self.identity)
                 or is_stopped(self.identity.pid)
                 or CLOCK.monotonic() > deadline
             ):

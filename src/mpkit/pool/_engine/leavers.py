@@ -107,7 +107,7 @@ class Leavers:
                 lane.told_to_leave = has_told = True
                 lane.leave_by = now + self._patience(_LEAST_SECONDS)
                 self._tell_to_leave(lane)
-                if not lane.greeted and lane.process is not None and not self._crew.is_initializing(lane):
+                if not lane.greeted and not self._crew.is_initializing(lane):
                     # It is still starting, for nothing. (But an initializer that is running may finish.)
                     lane.process.kill()
             elif now >= lane.leave_by:

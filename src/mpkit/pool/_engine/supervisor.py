@@ -151,8 +151,7 @@ class Supervisor:
                 # It has ended already, or it cannot be watched because there is no descriptor or no memory
                 # left. So it is buried, and must not survive that.
                 self._gone.append(lane)
-                if lane.process is not None:
-                    lane.process.kill()
+                lane.process.kill()
 
     def watch(self, program: ProcessIdentity) -> bool:
         """Watch a process that a task has started (in this thread); False if it has ended already."""
