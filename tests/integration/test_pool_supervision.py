@@ -185,11 +185,11 @@ def test_a_lack_of_descriptors_that_passes_does_not_break_the_pool(
     start = crew.start
     refused: list[None] = []
 
-    def start_unless_refused() -> Any:
+    def start_unless_refused(number: int) -> Any:
         if len(refused) < _start_ups.MOST_KILLED - 1:
             refused.append(None)
             raise OSError(errno.EMFILE, "Too many open files")
-        return start()
+        return start(number)
 
     monkeypatch.setattr(_start_ups, "_LONGEST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(crew, "start", start_unless_refused)

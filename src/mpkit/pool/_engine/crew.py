@@ -67,20 +67,13 @@ class Crew:
         # One error for the whole pool: that of the first worker that has reported one. Empty until then.
         self._initializer_errors: list[InitializerFailed] = []
 
-    def start(self) -> Lane:
-        """Start one worker and give it a lane.
+    def start(self, number: int) -> list[Lane]:
+        """Start so many workers and give each a lane.
 
         Raises:
-            OSError: the system refuses a process, memory or descriptors. Nothing is left behind.
+            OSError: the system refuses a process, memory or descriptors. Nothing is left behind of this
+                worker; those that had been started before it are in the dispatcher.
             RuntimeError: this process may not start children now (an unguarded main module).
-        """
-        return self.start_all(1)[0]
-
-    def start_all(self, number: int) -> list[Lane]:
-        """Start `number` workers and give each a lane.
-
-        Raises:
-            OSError, RuntimeError: see `start`. Workers that had been started before are in the dispatcher.
         """
         if self._options.context.get_start_method() == "fork":
             return self._start_together(number)

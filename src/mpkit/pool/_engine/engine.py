@@ -82,7 +82,7 @@ class Engine:
         try:
             self._assemble(initializer)
             try:
-                for lane in self.crew.start_all(options.processes):
+                for lane in self.crew.start(options.processes):
                     self.supervisor.add(lane)
                 with without_interrupts():
                     self.supervisor.start()
@@ -177,7 +177,7 @@ class Engine:
     def _start_worker(self) -> PoolBroken | None:
         """Start one worker; returns the error for the pool once too many start-ups have failed."""
         try:
-            lane = self.crew.start()
+            (lane,) = self.crew.start(1)
         except Exception as error:  # noqa: BLE001  whatever it is, it becomes the reason if the pool breaks
             return self.crew.start_ups.note_error(error)
         self.supervisor.add(lane)
