@@ -214,13 +214,10 @@ class Crew:
 
 
 def _start_alone(process: ChildProcess, method: str) -> None:
-    with without_interrupts(), without_fork_warning(method):
-        _start(process, method)
-
-
-def _start(process: ChildProcess, method: str) -> None:
+    """Start a process (holding `_starting`)."""
     try:
-        process.start()
+        with without_interrupts(), without_fork_warning(method):
+            process.start()
     except (EOFError, ConnectionError) as error:
         if method != "forkserver":
             raise
