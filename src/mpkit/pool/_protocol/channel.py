@@ -39,7 +39,6 @@ before it rings that bell.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import struct
 import threading
@@ -203,6 +202,17 @@ LEAVE_RECORD = TASK_HEAD.pack(0, 0, LEAVE)
 LONGEST_TASK = ((_INBOX_BYTES >> 4) - 1) << 3
 
 
+def _created(size: int, kind: str, permits: list[tuple[int, int]]) -> tuple[Segment, Semaphore, Semaphore]:
+    """Create a segment and two semaphores. If that fails, nothing is left behind."""
+    segment = Segment.create(size, kind=kind)
+    try:
+        first, second = Semaphore.create_all(permits, segment.name)
+    except BaseException:
+        segment.close()
+        raise
+    return segment, first, second
+
+
 class Channel:
     """The channel of one worker, used by both sides.
 
@@ -233,12 +243,8 @@ class Channel:
     @classmethod
     def create(cls) -> Channel:
         """Create a channel, in the parent."""
-        with contextlib.ExitStack() as failed:
-            segment = Segment.create((RINGS << 3) + _INBOX_BYTES + _OUTBOX_BYTES, kind=trail.KIND)
-            failed.callback(segment.close)
-            lock, wake = Semaphore.create_all([(1, 1), (0, MAX_VALUE)], segment.name)
-            failed.pop_all()
-        return cls(segment, lock, wake)
+        size = (RINGS << 3) + _INBOX_BYTES + _OUTBOX_BYTES
+        return cls(*_created(size, trail.KIND, [(1, 1), (0, MAX_VALUE)]))
 
     @classmethod
     def attach(cls, segment: str, lock: str, wake: str) -> Channel:
@@ -287,11 +293,7 @@ class Board:
         """
         # Created now, because closing the board must not need anything of the system.
         _silent_bell()
-        with contextlib.ExitStack() as failed:
-            segment = Segment.create(1, kind="pool")
-            failed.callback(segment.close)
-            front, back = Semaphore.create_all([(0, MAX_VALUE), (0, MAX_VALUE)], segment.name)
-            failed.pop_all()
+        segment, front, back = _created(1, "pool", [(0, MAX_VALUE), (0, MAX_VALUE)])
         told = name.encode(errors="replace")[:_LONGEST_NAME]
         segment.mm[NAME_AT : NAME_AT + 1 + len(told)] = bytes((len(told),)) + told
         return cls(segment, front, back)
