@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from mpkit.pool import TaskPool
-from mpkit.pool._engine import crew as _crew
+from mpkit.pool._worker.worker import WorkerChild
 from tests.contract import pool_tasks as tasks
 from tests.helpers.processes import run_python
 
@@ -19,13 +19,13 @@ _own = getattr(sys.flags, "context_aware_warnings", False)
 
 def during_the_start(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Have `act` called in the middle of each start of a worker."""
-    start = _crew._start
+    start = WorkerChild.start
 
-    def act_and_start(*args: object) -> None:
+    def act_and_start(process: WorkerChild) -> None:
         act()
-        start(*args)  # type: ignore[arg-type]  # as it was called
+        start(process)
 
-    monkeypatch.setattr(_crew, "_start", act_and_start)
+    monkeypatch.setattr(WorkerChild, "start", act_and_start)
 
 
 def test_only_a_start_by_fork_changes_the_filters_and_only_meanwhile(
