@@ -58,7 +58,9 @@ class _Bench:
 
     def _add(self, key: int) -> Lane:
         process: Any = None
-        lane = Lane(key, Channel.create(), process, None, stack_pipe=None, tasks=None, oom_kills=None)
+        lane = Lane(
+            key, Channel.create(), process, None, stack_pipe=None, maxtasksperchild=None, oom_kills=None
+        )
         lane.greeted = lane.ready = True
         self.dispatcher.add(lane)
         return lane
@@ -260,7 +262,7 @@ def test_a_worker_with_impossible_words_in_shared_memory_counts_as_torn(bench: _
 def test_a_worker_that_says_it_has_done_more_than_it_may_still_gets_tasks(bench: _Bench) -> None:
     """Otherwise it would be idle for ever, and so would a pool of such workers."""
     lane = bench.lanes[0]
-    lane.tasks = 3
+    lane.maxtasksperchild = 3
     lane.words[DONE] = 1 << 40
     bench.send(lane, 16)
     assert lane.room() == 2

@@ -20,7 +20,7 @@ A_TASK = cast("Task", object())
 def a_lane(key: int, sent: int = 0, tasks: int | None = None) -> Lane:
     process: Any = None
     channel: Any = SimpleNamespace(words=[0] * 64)
-    lane = Lane(key, channel, process, None, stack_pipe=None, tasks=tasks, oom_kills=None)
+    lane = Lane(key, channel, process, None, stack_pipe=None, maxtasksperchild=tasks, oom_kills=None)
     lane.sent = dict.fromkeys(range(sent), A_TASK)
     lane.greeted = lane.ready = True
     return lane
@@ -58,7 +58,7 @@ def test_a_worker_that_is_not_idle_any_more_is_skipped(why: str) -> None:
     elif why == "has a task":
         lane.sent[7] = A_TASK
     else:
-        lane.tasks = 0
+        lane.maxtasksperchild = 0
     assert Placement(roster).choose(a_function(256)) is None
     assert not roster.idle
 

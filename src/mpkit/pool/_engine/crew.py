@@ -118,7 +118,7 @@ class Crew:
                 stack_pipe=writer,
                 initializer=self._initializer,
                 pickler=options.pickler,
-                tasks=options.maxtasksperchild,
+                maxtasksperchild=options.maxtasksperchild,
                 max_memory_bytes=options.max_memory_bytes,
                 forward_logs=options.forward_logs,
                 log_level=logging.getLogger().getEffectiveLevel() if options.forward_logs else 0,
@@ -146,7 +146,7 @@ class Crew:
                 process,
                 identified,
                 stack_pipe=reader,
-                tasks=options.maxtasksperchild,
+                maxtasksperchild=options.maxtasksperchild,
                 oom_kills=oom_kills,
             )
             dispatcher.lock.run(dispatcher.add, lane)

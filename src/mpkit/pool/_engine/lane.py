@@ -105,6 +105,7 @@ class Lane:
         "left_at",
         "lost",
         "low",
+        "maxtasksperchild",
         "oom_kills",
         "pending",
         "process",
@@ -117,7 +118,6 @@ class Lane:
         "start_clock",
         "started_at",
         "stop",
-        "tasks",
         "told_to_end",
         "told_to_leave",
         "words",
@@ -131,7 +131,7 @@ class Lane:
         identity: ProcessIdentity | None,
         *,
         stack_pipe: Connection | None,
-        tasks: int | None,
+        maxtasksperchild: int | None,
         oom_kills: int | None,
     ) -> None:
         self.key: int = key
@@ -143,8 +143,8 @@ class Lane:
         #: The reading end of the pipe that it writes its stack into; None once it has been closed.
         self.stack_pipe: Connection | None = stack_pipe
         self.stack_lock: InterruptibleLock = InterruptibleLock()
-        #: How many tasks it does before it is replaced (maxtasksperchild); None: no limit.
-        self.tasks: int | None = tasks
+        #: How many tasks it does before it is replaced; None: no limit.
+        self.maxtasksperchild: int | None = maxtasksperchild
         self.process: ChildProcess = process
         #: None if it ended before it could be identified.
         self.identity: ProcessIdentity | None = identity
@@ -209,12 +209,13 @@ class Lane:
         arrive before the worker has counted it there. Then it gets one task too many, which is taken back
         when it says that it leaves, and is sent to another worker.
         """
-        if self.tasks is None:
+        if self.maxtasksperchild is None:
             return _NO_LIMIT
+        most = self.maxtasksperchild
         done = self.words[DONE]
         # The worker also counts for itself, and leaves in time. If the word says more than it can have done,
         # something has overwritten it: ignore it, because otherwise the worker would be idle for ever.
-        return self.tasks - (done if done <= self.tasks else 0) - len(self.sent)
+        return most - (done if done <= most else 0) - len(self.sent)
 
     def wake(self) -> None:
         """Wake the worker if it sleeps: there is a record in its inbox (holding the dispatcher's lock)."""

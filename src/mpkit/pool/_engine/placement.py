@@ -31,7 +31,7 @@ class Placement:
         idle = self._roster.idle
         while idle:
             lane, _ = idle.popitem()
-            if lane.ready and not lane.sent and (lane.tasks is None or lane.room() > 0):
+            if lane.ready and not lane.sent and (lane.maxtasksperchild is None or lane.room() > 0):
                 return lane
         ahead = function.ahead
         if ahead <= 1:
@@ -41,7 +41,7 @@ class Placement:
             favourite is not None
             and favourite.ready
             and len(favourite.sent) < ahead
-            and (favourite.tasks is None or favourite.room() > 0)
+            and (favourite.maxtasksperchild is None or favourite.room() > 0)
         ):
             return favourite
         lanes = list(self._roster.lanes.values())

@@ -95,7 +95,7 @@ WorkerPlan = NamedTuple(
         # How to pickle the error of the initializer.
         ("pickler", Pickler),
         # After how many tasks to leave; None: never.
-        ("tasks", int | None),
+        ("maxtasksperchild", int | None),
         ("max_memory_bytes", int | None),
         ("forward_logs", bool),
         # The level of the parent's root logger.
@@ -259,7 +259,7 @@ class _Worker:
     def serve(self) -> None:
         """Run tasks until told to leave, or until there is a reason to leave."""
         words = self.channel.words
-        left = self.plan.tasks
+        left = self.plan.maxtasksperchild
         most_memory = self.plan.max_memory_bytes
         number = 0
         awake = False
