@@ -120,8 +120,7 @@ class Crew:
                 pickler=options.pickler,
                 maxtasksperchild=options.maxtasksperchild,
                 max_memory_bytes=options.max_memory_bytes,
-                forward_logs=options.forward_logs,
-                log_level=logging.getLogger().getEffectiveLevel() if options.forward_logs else 0,
+                log_level=logging.getLogger().getEffectiveLevel() if options.forward_logs else None,
                 generation=generation() + 1,
                 link=link,
             )

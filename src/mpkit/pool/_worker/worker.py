@@ -97,9 +97,8 @@ WorkerPlan = NamedTuple(
         # After how many tasks to leave; None: never.
         ("maxtasksperchild", int | None),
         ("max_memory_bytes", int | None),
-        ("forward_logs", bool),
-        # The level of the parent's root logger.
-        ("log_level", int),
+        # The level of the parent's root logger; None: log records are not forwarded.
+        ("log_level", int | None),
         # See `mpkit.pool._worker.importing.generation`.
         ("generation", int),
         ("link", ParentLink),
@@ -191,7 +190,7 @@ class _Worker:
             faulthandler.enable(pipe.fileno(), all_threads=True)
             if STACK_SIGNAL is not None and hasattr(faulthandler, "register"):
                 faulthandler.register(STACK_SIGNAL, pipe.fileno(), all_threads=True, chain=False)
-        if self.plan.forward_logs:
+        if self.plan.log_level is not None:
             from mpkit.pool._protocol.logs import forward_to  # noqa: PLC0415  loads logging, for those that want it
 
             self.stop_forwarding = forward_to(self.outbox.put_log, lambda: self.inside, self.plan.log_level)
