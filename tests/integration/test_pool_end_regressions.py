@@ -314,7 +314,7 @@ def test_an_exception_while_a_pool_is_made_leaves_nothing(
 ) -> None:
     """Otherwise a worker, or the whole pool, stays until the program ends, and delays that."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise SystemExit("of the handler of a signal")
 
     monkeypatch.setattr(part, "__init__", fail)
