@@ -358,8 +358,6 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
         return self._iterator(lambda: self._task_pool.imap_unordered(func, iterable, chunksize))
 
     def _iterator(self, start: Callable[[], ImapIterator[R]]) -> IMapIterator[R]:
-        # Raises an error if the pool accepts no more tasks. (With an empty input, nothing else would.)
-        self._task_pool.__enter__()
         with pool_errors():
             results = SharedResults(start())
         if len(self._iterators) >= self._most_iterators:

@@ -63,6 +63,7 @@ class LazyMap(Generic[R]):
         ordered: bool,
         progress: bool,
     ) -> None:
+        engine.status.check_usable()
         self.engine = engine
         self._chunksize = check_chunksize(chunksize)
         processes = engine.options.processes
@@ -71,7 +72,6 @@ class LazyMap(Generic[R]):
         else:
             self._most = check_count(buffersize, "buffersize")
             self._chunksize = min(self._chunksize, self._most)
-        engine.status.check_usable()
         self._input: Iterator[Any] | None = iter(iterable)
         self._options = options
         known, self._blob, self._flags = engine.functions.look_up(function, options.pickler)
