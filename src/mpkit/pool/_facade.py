@@ -378,6 +378,8 @@ class TaskPool(PoolView):
             eventlet has replaced the threads of this process, which a pool cannot do without; or each worker
             would create a pool in turn, because a module that they import does so.
 
+    Blocking: creating a pool waits until its worker processes exist, not until they are initialized.
+
     Safe from: any thread of the process that created it. A fork of that process cannot use it: calls raise
     `ClosedError` there.
 

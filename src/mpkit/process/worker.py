@@ -369,7 +369,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             RuntimeError: If another process created it.
 
         Blocking: at most twice the grace period (without limit if that is None), plus the time that the
-            kernel needs to end a killed process.
+        kernel needs to end a killed process.
         """
         return self._mpkit_stop(check_timeout(grace_period, name="grace_period"), interrupted=False)
 
