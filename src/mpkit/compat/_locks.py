@@ -25,7 +25,7 @@ class Lock(sync.Lock, _StdlibLock):
     blocking all others for ever.
 
     Args:
-        ctx: ignored; the class of the standard library requires it.
+        ctx: Ignored; the class of the standard library requires it.
     """
 
     def __init__(self, *, ctx: BaseContext | None = None) -> None:  # noqa: ARG002

@@ -374,7 +374,7 @@ class TaskPool(PoolView):
             creates the pool without ``if __name__ == "__main__":``. Nothing is left behind.
         OSError: The system refuses processes or shared memory, or has no named semaphores (Windows); nothing
             is left behind.
-        PoolBroken: multiprocessing's fork server has died while it was asked for a worker; or gevent or
+        PoolBroken: Multiprocessing's fork server has died while it was asked for a worker; or gevent or
             eventlet has replaced the threads of this process, which a pool cannot do without; or each worker
             would create a pool in turn, because a module that they import does so.
 
