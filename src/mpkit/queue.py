@@ -434,7 +434,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
         Raises:
             QueueShutDown, ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost:
-                as `put`.
+                As `put`.
             RuntimeError: There is no room, and the system refuses the thread that is to wait; the item has
                 not been put.
 
