@@ -129,7 +129,7 @@ class PoolView(Unsendable):
             args: Its positional arguments.
             kwds: Its keyword arguments.
             callback: Called with the result, in the one thread that the pool has for callbacks. It may wait
-                for other tasks; only other callbacks have to wait meanwhile.
+                for other tasks; only other callbacks have to wait meanwhile. What it raises is only logged.
             error_callback: Called with the exception, in the same way.
 
         Raises:
