@@ -36,7 +36,7 @@ class Lock(SharedHandle[LockFile]):
         OSError: This system has no named semaphores (Windows).
 
     Safe from: any process, any thread, and signal handlers. But a signal handler that acquires a lock which
-    the interrupted thread holds, or is just acquiring or releasing, waits for ever, as with any lock that is
+    the interrupted thread holds, or is just acquiring or releasing, waits forever, as with any lock that is
     not recursive: so pass a timeout there.
 
     Examples:

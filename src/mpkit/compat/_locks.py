@@ -22,7 +22,7 @@ class Lock(sync.Lock, _StdlibLock):
     and any process may release it.
 
     If its owner dies, the lock goes to the next process that asks for it, instead of
-    blocking all others for ever.
+    blocking all others forever.
 
     Args:
         ctx: Ignored; the class of the standard library requires it.
