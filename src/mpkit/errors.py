@@ -237,7 +237,7 @@ class TaskTimeout(_TimeoutError):
     ) -> None:
         if message is None:
             limit = "its time limit" if timeout is None else f"its time limit of {timeout:g} s"
-            message = f"{_task(task_id)} ran past {limit} and was stopped{_where(pid)}"
+            message = f"{_task(task_id)} exceeded {limit} and was stopped{_where(pid)}"
         super().__init__(message)
         self.task_id = task_id
         self.pid = pid
@@ -337,7 +337,7 @@ class WorkerMemoryExceeded(MpkitError, MemoryError):
     ) -> None:
         if message is None:
             used = "too much memory" if rss_bytes is None else f"{_size(rss_bytes)} of memory"
-            allowed = "" if limit is None else f" where {_size(limit)} are allowed"
+            allowed = "" if limit is None else f" ({_size(limit)} allowed)"
             is_pools = task_id is not None or pid is None
             who, where = (_task(task_id), _where(pid)) if is_pools else (_process(pid), "")
             message = f"{who} used {used}{allowed} and was stopped{where}"

@@ -76,8 +76,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     and not in a task that returns it.
 
     Args:
-        maxsize: the most items that the queue holds; 0 or less: bounded by memory only.
-        max_bytes: the most bytes that the queued items may occupy together; None for no such bound. An item
+        maxsize: The most items that the queue holds; 0 or less: bounded by memory only.
+        max_bytes: The most bytes that the queued items may occupy together; None for no such bound. An item
             counts as the length of its pickle and buffers, rounded up to a multiple of 8, plus 8; an empty
             queue takes any item of at most `max_bytes`.
 
@@ -88,8 +88,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
     Raises:
         TypeError: `maxsize` or `max_bytes` is not an integer.
         ValueError: `maxsize` is ``2**36`` or more, or `max_bytes` is less than 1 or is ``2**63`` or more.
-        SharedMemoryExhausted: there is no room for the queue (about 80 KiB); nothing is left behind.
-        OSError: this system has no named semaphores (Windows).
+        SharedMemoryExhausted: There is no room for the queue (about 80 KiB); nothing is left behind.
+        OSError: This system has no named semaphores (Windows).
 
     Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an
     operation on the same queue, which gets a RuntimeError instead of waiting for itself.
@@ -146,21 +146,21 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         Once this has returned, the item is in the queue, whatever happens to this process.
 
         Args:
-            item: any object that can be pickled; it is pickled before this returns.
-            block: wait while the queue is full.
-            timeout: how many seconds the whole call may take; None: no limit. Ignored unless `block`.
+            item: Any object that can be pickled; it is pickled before this returns.
+            block: Wait while the queue is full.
+            timeout: How many seconds the whole call may take; None: no limit. Ignored unless `block`.
 
         Raises:
-            QueueFull: there was no room; with `block`, not within `timeout`.
-            QueueShutDown: the queue has been shut down.
-            ClosedError: this process has closed the queue.
-            SerializationError: the item cannot be pickled; the queue is unchanged. (Without `block`,
+            QueueFull: There was no room; with `block`, not within `timeout`.
+            QueueShutDown: The queue has been shut down.
+            ClosedError: This process has closed the queue.
+            SerializationError: The item cannot be pickled; the queue is unchanged. (Without `block`,
                 `QueueFull` may be raised instead if the queue is full.)
             ValueError: `timeout` is negative or NaN, if `block`; or the item alone is larger than
                 `max_bytes`.
             TypeError: `timeout` is not a number, if `block`.
-            SharedMemoryExhausted: there is no memory for the item; the queue is unchanged.
-            HandleLost: the queue no longer existed when this handle arrived in this process: its creator, and
+            SharedMemoryExhausted: There is no memory for the item; the queue is unchanged.
+            HandleLost: The queue no longer existed when this handle arrived in this process: its creator, and
                 every process that had opened it, had closed it or ended.
 
         Blocking: until there is room, if `block`. Otherwise for microseconds; for up to half a second if a
@@ -188,20 +188,20 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         """Take the oldest item.
 
         Args:
-            block: wait while the queue is empty.
-            timeout: how many seconds the whole call may take; None: no limit. Ignored unless `block`.
+            block: Wait while the queue is empty.
+            timeout: How many seconds the whole call may take; None: no limit. Ignored unless `block`.
 
         Returns:
             The item; large buffers in it are in shared memory, belong to the receiver alone and are writable.
 
         Raises:
-            QueueEmpty: there was no item; with `block`, not within `timeout`.
-            QueueShutDown: the queue has been shut down and is empty.
-            ClosedError: this process has closed the queue.
-            SerializationError: the item cannot be unpickled in this process; it is lost.
+            QueueEmpty: There was no item; with `block`, not within `timeout`.
+            QueueShutDown: The queue has been shut down and is empty.
+            ClosedError: This process has closed the queue.
+            SerializationError: The item cannot be unpickled in this process; it is lost.
             ValueError: `timeout` is negative or NaN, if `block`.
             TypeError: `timeout` is not a number, if `block`.
-            HandleLost: the queue no longer existed when this handle arrived in this process: its creator, and
+            HandleLost: The queue no longer existed when this handle arrived in this process: its creator, and
                 every process that had opened it, had closed it or ended.
 
         Blocking: until there is an item, if `block`; see `put`.
@@ -233,17 +233,17 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         Everything is pickled first: if one item cannot be pickled, nothing goes in.
 
         Args:
-            items: the items; the iterable is read to its end before anything goes in.
-            block: wait for room for all of them.
-            timeout: how many seconds the whole call may take; None: no limit. Ignored unless `block`.
+            items: The items; the iterable is read to its end before anything goes in.
+            block: Wait for room for all of them.
+            timeout: How many seconds the whole call may take; None: no limit. Ignored unless `block`.
 
         Returns:
             How many of the items, from the first on, are in the queue now: all of them, unless `block` is
             false, the time ran out, or the queue was shut down or memory ran out half way.
 
         Raises:
-            QueueShutDown: the queue has been shut down, and no item was added.
-            ClosedError, SerializationError, ValueError, TypeError, SharedMemoryExhausted, HandleLost: as
+            QueueShutDown: The queue has been shut down, and no item was added.
+            ClosedError, SerializationError, ValueError, TypeError, SharedMemoryExhausted, HandleLost: As
                 `put`, and no item was added.
 
         Blocking: as `put`. Items that other processes put meanwhile may come between these.
@@ -280,19 +280,19 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         """Take the items that are there, in order, much faster than with a `get` for each.
 
         Args:
-            max_items: the most items to take; None: all that are there.
-            block: wait while the queue is empty.
-            timeout: how many seconds the whole call may take; None: no limit. Ignored unless `block`.
+            max_items: The most items to take; None: all that are there.
+            block: Wait while the queue is empty.
+            timeout: How many seconds the whole call may take; None: no limit. Ignored unless `block`.
 
         Returns:
             At least one item.
 
         Raises:
-            QueueEmpty: there was no item; with `block`, not within `timeout`.
+            QueueEmpty: There was no item; with `block`, not within `timeout`.
             ValueError: `max_items` is less than 1; or `timeout` is negative or NaN, if `block`.
             TypeError: `max_items` is not an integer; or `timeout` is not a number, if `block`.
-            QueueShutDown, ClosedError, HandleLost: as `get`.
-            SerializationError: an item cannot be unpickled in this process. All items of this call are lost.
+            QueueShutDown, ClosedError, HandleLost: As `get`.
+            SerializationError: An item cannot be unpickled in this process. All items of this call are lost.
 
         Blocking: as `get`.
         """
@@ -362,10 +362,10 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         are waiting, in any process, return or raise. Calling this again does no harm.
 
         Args:
-            immediate: discard the queued items; `join` no longer waits for them.
+            immediate: Discard the queued items; `join` no longer waits for them.
 
         Raises:
-            ClosedError, HandleLost: as `put`.
+            ClosedError, HandleLost: As `put`.
 
         Blocking: for microseconds; for up to half a second if a process was killed in the middle of an
         operation on the queue; and for as long as a process stays stopped (SIGSTOP) in the middle of one.
@@ -397,8 +397,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         """Report, for `join`, that one item that was taken has been dealt with.
 
         Raises:
-            ValueError: it has been called as often as items have been put.
-            ClosedError, HandleLost: as `put`.
+            ValueError: It has been called as often as items have been put.
+            ClosedError, HandleLost: As `put`.
 
         Blocking: as `shutdown`.
         """
@@ -409,7 +409,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         """Wait until `task_done` has been called for every item that was put.
 
         Args:
-            timeout: how many seconds to wait; None: no limit.
+            timeout: How many seconds to wait; None: no limit.
 
         Returns:
             Whether all items are done.
@@ -417,7 +417,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         Raises:
             ValueError: `timeout` is negative or NaN.
             TypeError: `timeout` is not a number.
-            ClosedError, HandleLost: as `put`.
+            ClosedError, HandleLost: As `put`.
 
         Blocking: until all items are done, `timeout` seconds at most; about a second more if a process is
         stopped (SIGSTOP) in the middle of an operation on the queue. An item that was lost with a killed
@@ -434,8 +434,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
 
         Raises:
             QueueShutDown, ClosedError, SerializationError, ValueError, SharedMemoryExhausted, HandleLost:
-                as `put`.
-            RuntimeError: there is no room, and the system refuses the thread that is to wait; the item has
+                As `put`.
+            RuntimeError: There is no room, and the system refuses the thread that is to wait; the item has
                 not been put.
 
         Blocking: blocks the event loop while the item is pickled and copied; and for a second at each attempt
@@ -477,8 +477,8 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         If it is cancelled while it waits, no item has been taken.
 
         Raises:
-            QueueShutDown, ClosedError, SerializationError, HandleLost: as `get`.
-            RuntimeError: the queue is empty, and the system refuses the thread that is to wait.
+            QueueShutDown, ClosedError, SerializationError, HandleLost: As `get`.
+            RuntimeError: The queue is empty, and the system refuses the thread that is to wait.
 
         Blocking: blocks the event loop while the item is unpickled; otherwise as `aput`.
         """

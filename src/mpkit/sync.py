@@ -32,11 +32,11 @@ class Lock(SharedHandle[LockFile]):
     `HandleLost` as `acquire` does.
 
     Raises:
-        SharedMemoryExhausted: there is no room for the lock (about 12 KiB); nothing is left behind.
-        OSError: this system has no named semaphores (Windows).
+        SharedMemoryExhausted: There is no room for the lock (about 12 KiB); nothing is left behind.
+        OSError: This system has no named semaphores (Windows).
 
     Safe from: any process, any thread, and signal handlers. But a signal handler that acquires a lock which
-    the interrupted thread holds, or is just acquiring or releasing, waits for ever, as with any lock that is
+    the interrupted thread holds, or is just acquiring or releasing, waits forever, as with any lock that is
     not recursive: so pass a timeout there.
 
     Examples:
@@ -76,8 +76,8 @@ class Lock(SharedHandle[LockFile]):
         """Take the lock.
 
         Args:
-            block: wait until it is free.
-            timeout: how many seconds to wait, if `block`; None: no limit.
+            block: Wait until it is free.
+            timeout: How many seconds to wait, if `block`; None: no limit.
 
         Returns:
             Whether the lock was acquired.
@@ -85,8 +85,8 @@ class Lock(SharedHandle[LockFile]):
         Raises:
             ValueError: `timeout` is negative or NaN, even if `block` is false.
             TypeError: `timeout` is not a number.
-            ClosedError: this process has closed the lock.
-            HandleLost: the lock no longer existed when this handle arrived in this process: its creator, and
+            ClosedError: This process has closed the lock.
+            HandleLost: The lock no longer existed when this handle arrived in this process: its creator, and
                 every process that had opened it, had closed it or ended.
 
         Blocking: until the lock is free, if `block`, `timeout` seconds at most. If the owner dies, it is free
@@ -99,9 +99,9 @@ class Lock(SharedHandle[LockFile]):
         """Release the lock. Any thread of any process may do this.
 
         Raises:
-            ValueError: the lock is free.
-            ClosedError, HandleLost: as `acquire`.
-            RuntimeError: the lock could not be released for 5 seconds: another process holds it, and a third
+            ValueError: The lock is free.
+            ClosedError, HandleLost: As `acquire`.
+            RuntimeError: The lock could not be released for 5 seconds: another process holds it, and a third
                 process has been stopped (SIGSTOP) while it took over or opened this lock.
 
         Blocking: for a microsecond; for about ten if another process holds the lock, or for up to half a
@@ -163,13 +163,13 @@ class LockedCounter(SharedHandle[CounterFile]):
     `HandleLost` as `add` does.
 
     Args:
-        initial: the initial value, from ``-2**63`` to ``2**63 - 1``.
+        initial: The initial value, from ``-2**63`` to ``2**63 - 1``.
 
     Raises:
         TypeError: `initial` is not an integer.
         OverflowError: `initial` does not fit into 64 bits.
-        SharedMemoryExhausted: there is no room for the counter (about 12 KiB); nothing is left behind.
-        OSError: this system has no named semaphores (Windows).
+        SharedMemoryExhausted: There is no room for the counter (about 12 KiB); nothing is left behind.
+        OSError: This system has no named semaphores (Windows).
 
     Safe from: any process, any thread. Not from a signal handler or a ``__del__`` that interrupts an
     operation on the same counter, which gets a RuntimeError instead of waiting for itself.
@@ -217,9 +217,9 @@ class LockedCounter(SharedHandle[CounterFile]):
 
         Raises:
             TypeError: `n` is not an integer.
-            OverflowError: the result does not fit into 64 bits; the value is unchanged.
-            ClosedError: this process has closed the counter.
-            HandleLost: the counter no longer existed when this handle arrived in this process: its creator,
+            OverflowError: The result does not fit into 64 bits; the value is unchanged.
+            ClosedError: This process has closed the counter.
+            HandleLost: The counter no longer existed when this handle arrived in this process: its creator,
                 and every process that had opened it, had closed it or ended.
 
         Blocking: for microseconds; for as long as any process is inside ``with counter``; for up to half a
@@ -246,8 +246,8 @@ class LockedCounter(SharedHandle[CounterFile]):
         If the value reaches `target`, and falls again before this process has read it, this may go unnoticed.
 
         Args:
-            target: the value to wait for.
-            timeout: how many seconds to wait; None: no limit.
+            target: The value to wait for.
+            timeout: How many seconds to wait; None: no limit.
 
         Returns:
             Whether the value was `target` or more; False if the time ran out.
@@ -255,7 +255,7 @@ class LockedCounter(SharedHandle[CounterFile]):
         Raises:
             ValueError: `timeout` is negative or NaN.
             TypeError: `target` is not an integer, or `timeout` is not a number.
-            ClosedError, HandleLost: as `add`.
+            ClosedError, HandleLost: As `add`.
 
         Blocking: until the value is `target` or more, `timeout` seconds at most.
         """
@@ -310,9 +310,9 @@ class CompoundUpdate:
         """The value of the counter. An assignment takes effect at once, and needs no further lock.
 
         Raises:
-            RuntimeError: the block is over.
-            TypeError: the assigned value is not an integer.
-            OverflowError: the assigned value does not fit into 64 bits.
+            RuntimeError: The block is over.
+            TypeError: The assigned value is not an integer.
+            OverflowError: The assigned value does not fit into 64 bits.
         """
         return self._inside().signed[VALUE]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -126,13 +127,24 @@ def test_examples_in_docstrings_are_true() -> None:
     assert [line for line in lines if not line.endswith(" 0")] == []
 
 
-def test_no_power_in_a_docstring_makes_text_bold() -> None:
-    """The reference is Markdown: two powers (as 2**8) outside code would make the text between them bold."""
+def docstrings() -> Iterator[tuple[Path, str]]:
     for path in (ROOT / "src/mpkit").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                text = re.sub(r"(`+).*?\1", "", ast.get_docstring(node) or "", flags=re.DOTALL)
-                assert len(re.findall(r"\d\*\*\d", text)) < 2, f"{path}: {text}"
+                yield path, ast.get_docstring(node) or ""
+
+
+def test_no_power_in_a_docstring_makes_text_bold() -> None:
+    """The reference is Markdown: two powers (as 2**8) outside code would make the text between them bold."""
+    for path, docstring in docstrings():
+        text = re.sub(r"(`+).*?\1", "", docstring, flags=re.DOTALL)
+        assert len(re.findall(r"\d\*\*\d", text)) < 2, f"{path}: {text}"
+
+
+def test_no_label_in_a_docstring_gets_lost() -> None:
+    """The reference would take a label whose second line is indented for the title of a box, and drop it."""
+    for path, text in docstrings():
+        assert not re.search(r"^(Blocking|Safe from): .*\n    ", text, re.MULTILINE), f"{path}: {text}"
 
 
 def test_every_public_name_is_in_the_reference() -> None:

@@ -170,14 +170,14 @@ def test_default_messages_contain_the_facts() -> None:
     assert str(errors.WorkerCrashed(pid=9, exitcode=3)) == "process 9 ended with exit code 3"
     assert str(errors.WorkerCrashed()) == "the process died"
     assert str(errors.TaskTimeout(task_id=7, pid=1, timeout=2.5)) == (
-        "task 7 ran past its time limit of 2.5 s and was stopped (process 1)"
+        "task 7 exceeded its time limit of 2.5 s and was stopped (process 1)"
     )
-    assert str(errors.TaskTimeout()) == "the task ran past its time limit and was stopped"
+    assert str(errors.TaskTimeout()) == "the task exceeded its time limit and was stopped"
     assert str(errors.WorkerMemoryExceeded(pid=12, rss_bytes=5 << 20, limit=4 << 20)) == (
-        "process 12 used 5.0 MiB of memory where 4.0 MiB are allowed and was stopped"
+        "process 12 used 5.0 MiB of memory (4.0 MiB allowed) and was stopped"
     )
     assert str(errors.WorkerMemoryExceeded(rss_bytes=3 << 40, limit=1000)) == (
-        "the task used 3.0 TiB of memory where 1000 bytes are allowed and was stopped"
+        "the task used 3.0 TiB of memory (1000 bytes allowed) and was stopped"
     )
     assert "1.0 GiB, 4.0 KiB left" in str(SAMPLES[-6])
 

@@ -435,5 +435,8 @@ def described(obj: object) -> str:
 
 
 def error_line(error: BaseException) -> str:
-    """The name of the error's class and its text; only the text for an `UnsendableError`."""
-    return str(error) if isinstance(error, UnsendableError) else f"{type(error).__name__}: {error}"
+    """The name of the error's class and its text, if it has one; only the text for an `UnsendableError`."""
+    text = str(error)
+    if isinstance(error, UnsendableError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

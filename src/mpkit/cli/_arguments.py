@@ -13,7 +13,7 @@ def add_program_to(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=pid,
         metavar="PID",
-        help="the process to show; without it, every program of this user that uses mpkit",
+        help="the process to show; without it, your programs that have a pool, queue, lock or counter",
     )
 
 

@@ -1,4 +1,4 @@
-"""The programs that `ps` and `top` show: a certain one, or all that use mpkit."""
+"""The programs that `ps` and `top` show: a certain one, or all that have an mpkit object open."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mpkit.introspect import ProcessSnapshot
 
-NONE_FOUND = "No process of this user has an mpkit pool or queue open."
+NONE_FOUND = "No process of this user has an mpkit pool, queue, lock or counter open."
 
 
 def look(
@@ -23,11 +23,11 @@ def look(
 ) -> Iterator[list[str]]:
     """Look at one program after the other, and yield the lines that show it.
 
-    If a program that uses mpkit ends before it is looked at, it is left out; if it may not be examined, a
+    If such a program ends before it is looked at, it is left out; if it may not be examined, a
     line says so. For a program that was asked for by `pid`, these are errors.
 
     Args:
-        pid: the topmost process; None: every program of this user that uses mpkit.
+        pid: the topmost process; None: every program of this user that has an mpkit object open.
         load: returns the CPU share of processes, by pid; None: show the mean over their lives.
 
     Raises:

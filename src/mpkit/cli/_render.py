@@ -19,7 +19,7 @@ _USERS_WIDTH = 40
 #: Helper processes that multiprocessing and mpkit start, by a part of their command lines.
 _SERVANTS = {
     "multiprocessing.resource_tracker": "multiprocessing's resource tracker",
-    "multiprocessing.forkserver": "child of multiprocessing's fork server, or the server",
+    "multiprocessing.forkserver": "multiprocessing's fork server, or a child of it",
     "multiprocessing.spawn": "child of multiprocessing, spawned",
     os.path.join("_platform", "parent_death", "guardian.py"): "mpkit's guardian",
 }

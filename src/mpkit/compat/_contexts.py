@@ -98,10 +98,10 @@ def get_context(method: str | None = None) -> Context:
     """A context: an object with the functions and classes of this module, bound to a start method.
 
     Args:
-        method: the start method. None, the default: what the program has set, else the default of the running
+        method: The start method. None, the default: what the program has set, else the default of the running
             Python. This then becomes the start method of the program, as in the standard library.
 
     Raises:
-        ValueError: this system has no such start method.
+        ValueError: This system has no such start method.
     """
     return _contexts[multiprocessing.get_context(method).get_start_method()]

@@ -29,8 +29,8 @@ class IMapIterator(_StdlibIMapIterator[R], Generic[R]):
     """What `imap` and `imap_unordered` return: as `multiprocessing.pool.IMapIterator`.
 
     Args:
-        results: the results to iterate over.
-        forget: a method of the pool, called once there are no more results; until
+        results: The results to iterate over.
+        forget: A method of the pool, called once there are no more results; until
             then it keeps the pool alive.
 
     Safe from: any thread.
@@ -50,12 +50,12 @@ class IMapIterator(_StdlibIMapIterator[R], Generic[R]):
         """The next result.
 
         Raises:
-            StopIteration: there are no more results.
-            multiprocessing.TimeoutError: the time ran out; you may ask again.
-            multiprocessing.pool.MaybeEncodingError: the result could not be pickled.
-            RuntimeError: called by the input of this iterator while it is being read, or by a signal handler
+            StopIteration: There are no more results.
+            multiprocessing.TimeoutError: The time ran out; you may ask again.
+            multiprocessing.pool.MaybeEncodingError: The result could not be pickled.
+            RuntimeError: Called by the input of this iterator while it is being read, or by a signal handler
                 in the middle of `next`.
-            Exception: what the call raised, or why the item could not be pickled.
+            Exception: What the call raised, or why the item could not be pickled.
 
         Blocking: until the next result is there, `timeout` seconds at most; a negative number counts as 0.
         """

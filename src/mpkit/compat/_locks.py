@@ -22,10 +22,10 @@ class Lock(sync.Lock, _StdlibLock):
     and any process may release it.
 
     If its owner dies, the lock goes to the next process that asks for it, instead of
-    blocking all others for ever.
+    blocking all others forever.
 
     Args:
-        ctx: ignored; the class of the standard library requires it.
+        ctx: Ignored; the class of the standard library requires it.
     """
 
     def __init__(self, *, ctx: BaseContext | None = None) -> None:  # noqa: ARG002

@@ -71,10 +71,10 @@ class AsyncResult(stdlib.ApplyResult[R]):
         """The result, or the error, of the call.
 
         Raises:
-            multiprocessing.TimeoutError: the time ran out; you may ask again.
-            multiprocessing.pool.MaybeEncodingError: the result could not be pickled.
-            ValueError, RuntimeError: as `wait`.
-            Exception: what the call raised.
+            multiprocessing.TimeoutError: The time ran out; you may ask again.
+            multiprocessing.pool.MaybeEncodingError: The result could not be pickled.
+            ValueError, RuntimeError: As `wait`.
+            Exception: What the call raised.
 
         Blocking: until the call has ended, `timeout` seconds at most; a negative number counts as 0.
         """
@@ -88,8 +88,8 @@ class AsyncResult(stdlib.ApplyResult[R]):
         """Wait until the call has ended, `timeout` seconds at most. Unpickles nothing.
 
         Raises:
-            ValueError: this process is a fork of the pool's (`mpkit.errors.ClosedError`).
-            RuntimeError: called by a signal handler in the middle of this thread's work with the pool.
+            ValueError: This process is a fork of the pool's (`mpkit.errors.ClosedError`).
+            RuntimeError: Called by a signal handler in the middle of this thread's work with the pool.
         """
         deadline = deadline_of(check_timeout(not_negative(timeout)))
         # Any other future has ended already: it says that the arguments could not be pickled.
@@ -109,7 +109,7 @@ class AsyncResult(stdlib.ApplyResult[R]):
         """Whether the call has ended without an exception.
 
         Raises:
-            ValueError: it has not ended yet.
+            ValueError: It has not ended yet.
         """
         if not self.ready():
             raise ValueError(f"{self!r} not ready")
@@ -212,16 +212,16 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
     library; `mpkit.TaskPool` does that.
 
     Args:
-        processes: how many workers. None: one for each CPU that this process may use.
-        initializer: called in each worker when it starts.
-        initargs: its arguments.
-        maxtasksperchild: after how many tasks a worker is replaced. None: never.
-        context: how workers are started, from `multiprocessing.get_context` or `mpkit.compat.get_context`.
+        processes: How many workers. None: one for each CPU that this process may use.
+        initializer: Called in each worker when it starts.
+        initargs: Its arguments.
+        maxtasksperchild: After how many tasks a worker is replaced. None: never.
+        context: How workers are started, from `multiprocessing.get_context` or `mpkit.compat.get_context`.
             None: what the program has set, else the default of the running Python.
 
     Raises:
-        ValueError: a number is too small, or `maxtasksperchild` is not an integer.
-        TypeError, AttributeError: another argument has the wrong type.
+        ValueError: A number is too small, or `maxtasksperchild` is not an integer.
+        TypeError, AttributeError: Another argument has the wrong type.
     """
 
     def __init__(
@@ -294,7 +294,7 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
         that the pool has for callbacks.
 
         Raises:
-            ValueError: the pool is closed.
+            ValueError: The pool is closed.
             TypeError: `func` or a callback is not callable.
         """
         return self._submitted(
@@ -405,11 +405,11 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
         """Submit calls, and return their result. If the arguments cannot be pickled, it is that error.
 
         Args:
-            kind: the class of the result.
-            submit: submits the calls. Its arguments are two functions, to be called
+            kind: The class of the result.
+            submit: Submits the calls. Its arguments are two functions, to be called
                 with the result and the error.
-            callback: as the user has passed it.
-            error_callback: as the user has passed it.
+            callback: As the user has passed it.
+            error_callback: As the user has passed it.
         """
         callbacks = None
         if callback is not None or error_callback is not None:
@@ -456,7 +456,7 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
         """Wait for the workers of a closed or terminated pool.
 
         Raises:
-            ValueError: the pool is still open.
+            ValueError: The pool is still open.
 
         Blocking: until they are gone.
         """

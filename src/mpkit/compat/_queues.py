@@ -51,7 +51,7 @@ class _Shell(Generic[T]):
         """Whether the queue is empty: exact at one moment during the call. Never blocks.
 
         Raises:
-            OSError: this process has closed the queue.
+            OSError: This process has closed the queue.
         """
         try:
             return self._queue.empty()
@@ -70,8 +70,8 @@ class Queue(_Shell[T], _StdlibQueue[T]):
     anywhere, not only while a process is started.
 
     Args:
-        maxsize: the most items in the queue; 0 or less: bounded by memory only.
-        ctx: ignored; subclasses of the standard library's class must pass it.
+        maxsize: The most items in the queue; 0 or less: bounded by memory only.
+        ctx: Ignored; subclasses of the standard library's class must pass it.
     """
 
     def __init__(self, maxsize: int = 0, *, ctx: BaseContext | None = None) -> None:  # noqa: ARG002
@@ -81,9 +81,9 @@ class Queue(_Shell[T], _StdlibQueue[T]):
         """Add an item at the end.
 
         Raises:
-            queue.Full: there was no room; with `block`, not within `timeout`.
-            ValueError: this process has closed the queue.
-            pickle.PicklingError: the item cannot be pickled; the queue is unchanged.
+            queue.Full: There was no room; with `block`, not within `timeout`.
+            ValueError: This process has closed the queue.
+            pickle.PicklingError: The item cannot be pickled; the queue is unchanged.
 
         Blocking: until there is room, if `block`, `timeout` seconds at most; a negative number counts as 0.
         """
@@ -93,8 +93,8 @@ class Queue(_Shell[T], _StdlibQueue[T]):
         """Take the oldest item.
 
         Raises:
-            queue.Empty: there was no item; with `block`, not within `timeout`.
-            ValueError: this process has closed the queue.
+            queue.Empty: There was no item; with `block`, not within `timeout`.
+            ValueError: This process has closed the queue.
 
         Blocking: until there is an item, if `block`, `timeout` seconds at most; a
         negative number counts as 0.
@@ -125,7 +125,7 @@ class Queue(_Shell[T], _StdlibQueue[T]):
         """Do nothing: there is no feeder thread.
 
         Raises:
-            AssertionError: this process has not closed the queue.
+            AssertionError: This process has not closed the queue.
         """
         if self._queue._state() != "closed":
             raise AssertionError(f"{self!r} is not closed")
@@ -141,7 +141,7 @@ class JoinableQueue(Queue[T], _StdlibJoinableQueue[T]):
         """Report, for `join`, that one item that was taken has been dealt with.
 
         Raises:
-            ValueError: it has been called as often as items have been put.
+            ValueError: It has been called as often as items have been put.
         """
         self._queue.task_done()
 
@@ -157,7 +157,7 @@ class SimpleQueue(_Shell[T], _StdlibSimpleQueue[T]):
     """As `multiprocessing.SimpleQueue`: a queue without a bound, which has little more than `get` and `put`.
 
     Args:
-        ctx: as for `Queue`.
+        ctx: As for `Queue`.
     """
 
     def __init__(self, *, ctx: BaseContext | None = None) -> None:  # noqa: ARG002
@@ -167,7 +167,7 @@ class SimpleQueue(_Shell[T], _StdlibSimpleQueue[T]):
         """Take the oldest item.
 
         Raises:
-            OSError: this process has closed the queue.
+            OSError: This process has closed the queue.
 
         Blocking: until there is an item.
         """
@@ -180,8 +180,8 @@ class SimpleQueue(_Shell[T], _StdlibSimpleQueue[T]):
         """Add an item at the end.
 
         Raises:
-            OSError: this process has closed the queue.
-            pickle.PicklingError: the item cannot be pickled; the queue is unchanged.
+            OSError: This process has closed the queue.
+            pickle.PicklingError: The item cannot be pickled; the queue is unchanged.
         """
         try:
             self._queue.put(obj)

@@ -26,13 +26,13 @@ class PoolSnapshot:
     """One pool at one moment, as it is seen from another process.
 
     Attributes:
-        name: the name of its file, which identifies it.
-        pid: the process that created it and sends its tasks.
-        workers: its workers, oldest first. Only the pool's own process knows the names of functions, so
+        name: The name of its file, which identifies it.
+        pid: The process that created it and sends its tasks.
+        workers: Its workers, oldest first. Only the pool's own process knows the names of functions, so
             `function` is None.
-        sent: how many tasks have been sent to workers and have not begun. More may be
+        sent: How many tasks have been sent to workers and have not begun. More may be
             queued in the pool's process.
-        label: the argument `name` of `TaskPool`, cut off after 255 bytes.
+        label: The argument `name` of `TaskPool`, cut off after 255 bytes.
     """
 
     name: str
@@ -46,14 +46,14 @@ def pools(pid: int | None = None) -> list[PoolSnapshot]:
     """Look at every `TaskPool` that a process has created and that has not ended, without affecting it.
 
     Args:
-        pid: the process. None, the default, is the calling process.
+        pid: The process. None, the default, is the calling process.
 
     Returns:
         One snapshot for each pool, in the order of their names.
 
     Raises:
-        ProcessGone: there is no such process, or it ended while being looked at.
-        AccessDenied: the system does not allow this user to examine it.
+        ProcessGone: There is no such process, or it ended while being looked at.
+        AccessDenied: The system does not allow this user to examine it.
         TypeError, ValueError: `pid` is not an integer, or negative.
 
     Blocking: never.
@@ -87,7 +87,7 @@ def worker_row(process: psutil.Process) -> WorkerRow | None:
     """The status row of a process that is a pool's worker; None for any other process.
 
     Raises:
-        ProcessGone, AccessDenied: the process cannot be looked at.
+        ProcessGone, AccessDenied: The process cannot be looked at.
     """
     for segment in _segments.segments_of(process):
         if _segments.kind_of(segment.name) == "worker":

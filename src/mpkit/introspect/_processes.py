@@ -49,24 +49,24 @@ class ProcessSnapshot:
     """One process at one moment.
 
     Attributes:
-        pid: its process id.
-        ppid: its parent's process id (usually 1 or 0 once the parent has ended).
-        name: the short name under which the system lists it.
-        cmdline: the command line, one string per argument; empty for a zombie and for a kernel thread.
-        state: whether it is running, waiting, stopped, a zombie, ...
-        create_time: when it started, in seconds since 1970 (as `time.time()`).
+        pid: Its process id.
+        ppid: Its parent's process id (usually 1 or 0 once the parent has ended).
+        name: The short name under which the system lists it.
+        cmdline: The command line, one string per argument; empty for a zombie and for a kernel thread.
+        state: Whether it is running, waiting, stopped, a zombie, ...
+        create_time: When it started, in seconds since 1970 (as `time.time()`).
         cpu_percent: CPU use, where 100 is one core fully used: the mean over the life of the process or, in
             snapshots from `watch`, since the previous snapshot.
         cpu_user_s: CPU seconds that its own code has used so far.
         cpu_system_s: CPU seconds that the kernel has used for it so far.
-        rss_bytes: physical memory that it uses, including shared pages; 0 for a zombie.
-        uss_bytes: physical memory that its end would free, or None if the system does not say.
-        num_threads: how many threads it has; 0 for a zombie.
-        num_fds: how many file descriptors it has open (Windows: handles), or None if the system does not say.
-        ctx_switches: how often it has lost its core so far, voluntarily or not, or
+        rss_bytes: Physical memory that it uses, including shared pages; 0 for a zombie.
+        uss_bytes: Physical memory that its end would free, or None if the system does not say.
+        num_threads: How many threads it has; 0 for a zombie.
+        num_fds: How many file descriptors it has open (Windows: handles), or None if the system does not say.
+        ctx_switches: How often it has lost its core so far, voluntarily or not, or
             None if the system does not say.
-        nice: its scheduling priority, where higher means less urgent (Windows: the priority class).
-        cpu_affinity: the CPUs that it may use, or None if the system does not say.
+        nice: Its scheduling priority, where higher means less urgent (Windows: the priority class).
+        cpu_affinity: The CPUs that it may use, or None if the system does not say.
     """
 
     pid: int
@@ -100,15 +100,15 @@ def snapshot(pid: int | None = None) -> ProcessSnapshot:
     ZOMBIE, and no memory.
 
     Args:
-        pid: the process to look at. None, the default, is the calling process.
+        pid: The process to look at. None, the default, is the calling process.
 
     Returns:
         An immutable snapshot. Its `cpu_percent` is the mean over the life of the process; use
         `watch` for the current load.
 
     Raises:
-        ProcessGone: there is no such process, or it ended while being looked at.
-        AccessDenied: the system does not allow this user to examine it.
+        ProcessGone: There is no such process, or it ended while being looked at.
+        AccessDenied: The system does not allow this user to examine it.
         TypeError, ValueError: `pid` is not an integer, or negative.
 
     Blocking: never.
@@ -125,8 +125,8 @@ def read(process: psutil.Process) -> ProcessSnapshot:
     """A snapshot of the process that a psutil handle is bound to.
 
     Raises:
-        ProcessGone: it has ended, even if another process has its pid now.
-        AccessDenied: it may not be examined.
+        ProcessGone: It has ended, even if another process has its pid now.
+        AccessDenied: It may not be examined.
     """
     with translated(process.pid):
         with process.oneshot():

@@ -16,10 +16,10 @@ class QueueSnapshot:
     """One queue at one moment.
 
     Attributes:
-        name: the name of its file, which identifies it in every process.
-        pid: the process that created it (and may have ended).
-        users: the living processes that have received it, or have put something into it or taken from it.
-        statistics: how many items and bytes are in it, and what has happened to it so far.
+        name: The name of its file, which identifies it in every process.
+        pid: The process that created it (and may have ended).
+        users: The living processes that have received it, or have put something into it or taken from it.
+        statistics: How many items and bytes are in it, and what has happened to it so far.
     """
 
     name: str
@@ -32,14 +32,14 @@ def queues(pid: int | None = None) -> list[QueueSnapshot]:
     """Look at every `BoundedQueue` that a process has open, created or received, without affecting it.
 
     Args:
-        pid: the process. None, the default, is the calling process.
+        pid: The process. None, the default, is the calling process.
 
     Returns:
         One snapshot for each queue, in the order of their names.
 
     Raises:
-        ProcessGone: there is no such process, or it ended while being looked at.
-        AccessDenied: the system does not allow this user to examine it.
+        ProcessGone: There is no such process, or it ended while being looked at.
+        AccessDenied: The system does not allow this user to examine it.
         TypeError, ValueError: `pid` is not an integer, or negative.
 
     Blocking: never.

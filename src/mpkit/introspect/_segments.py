@@ -124,7 +124,7 @@ def users() -> dict[str, list[psutil.Process]]:
 
 
 def programs() -> list[int]:
-    """The topmost process of each program that uses mpkit: those without an ancestor that uses mpkit."""
+    """The topmost process of each program that has a file of mpkit open: those without such an ancestor."""
     using = {process.pid: process for processes in users().values() for process in processes}
     tops: list[int] = []
     for pid, process in using.items():

@@ -38,9 +38,9 @@ def checked_pid(pid: int | None) -> int:
     try:
         number = operator.index(pid)
     except TypeError:
-        raise TypeError(f"pid must be an int or None (this process), not {pid!r}") from None
+        raise TypeError(f"pid must be an int or None (this process); got {pid!r}") from None
     if number < 0:
-        raise ValueError(f"pid must not be negative, not {pid!r}")
+        raise ValueError(f"pid must not be negative; got {pid!r}")
     return number
 
 

@@ -21,8 +21,8 @@ class ProcessTree:
     """A process with its descendants.
 
     Attributes:
-        process: the process itself.
-        children: the trees of its children, oldest first.
+        process: The process itself.
+        children: The trees of its children, oldest first.
     """
 
     process: ProcessSnapshot
@@ -82,14 +82,14 @@ def tree(pid: int | None = None) -> ProcessTree:
     ends in the meantime, or that this user may not examine, is left out together with its own descendants.
 
     Args:
-        pid: the process at the top. None, the default, is the calling process.
+        pid: The process at the top. None, the default, is the calling process.
 
     Returns:
         The tree; the children of each process are sorted by the time when they were started.
 
     Raises:
-        ProcessGone: there is no process `pid`, or it ended while being looked at.
-        AccessDenied: the system does not allow this user to examine process `pid` itself.
+        ProcessGone: There is no process `pid`, or it ended while being looked at.
+        AccessDenied: The system does not allow this user to examine process `pid` itself.
         TypeError, ValueError: `pid` is not an integer, or negative.
 
     Blocking: never.

@@ -26,16 +26,16 @@ def watch(pid: int | None = None, interval: float = 1.0) -> Iterator[ProcessSnap
     continues with another one that gets the same pid. A zombie is shown until its parent has waited for it.
 
     Args:
-        pid: the process to look at. None, the default, is the calling process.
-        interval: seconds between snapshots, more than 0. If the consumer is too slow, snapshots are left out.
+        pid: The process to look at. None, the default, is the calling process.
+        interval: Seconds between snapshots, more than 0. If the consumer is too slow, snapshots are left out.
 
     Returns:
         An iterator of snapshots. `cpu_percent` is the mean since the previous snapshot; in the first one, the
         mean over the life of the process.
 
     Raises:
-        ProcessGone: there is no such process now.
-        AccessDenied: the system does not allow this user to examine it (also from the iterator, if the
+        ProcessGone: There is no such process now.
+        AccessDenied: The system does not allow this user to examine it (also from the iterator, if the
             process has become another user's).
         TypeError, ValueError: `pid` or `interval` has the wrong type or is out of range.
 

@@ -127,7 +127,7 @@ class PoolView(Unsendable):
             args: Its positional arguments.
             kwds: Its keyword arguments.
             callback: Called with the result, in the one thread that the pool has for callbacks. It may wait
-                for other tasks; only other callbacks have to wait meanwhile.
+                for other tasks; only other callbacks have to wait meanwhile. What it raises is only logged.
             error_callback: Called with the exception, in the same way.
 
         Raises:
@@ -372,9 +372,11 @@ class TaskPool(PoolView):
             creates the pool without ``if __name__ == "__main__":``. Nothing is left behind.
         OSError: The system refuses processes or shared memory, or has no named semaphores (Windows); nothing
             is left behind.
-        PoolBroken: multiprocessing's fork server has died while it was asked for a worker; or gevent or
+        PoolBroken: Multiprocessing's fork server has died while it was asked for a worker; or gevent or
             eventlet has replaced the threads of this process, which a pool cannot do without; or each worker
             would create a pool in turn, because a module that they import does so.
+
+    Blocking: creating a pool waits until its worker processes exist, not until they are initialized.
 
     Safe from: any thread of the process that created it. A fork of that process cannot use it: calls raise
     `ClosedError` there.

@@ -76,7 +76,7 @@ class ImapIterator(Unsendable, Generic[R]):
 
         Useful if you close the pool before you have taken the results.
 
-        Blocking: while the input is read; for ever if it is infinite.
+        Blocking: while the input is read; forever if it is infinite.
         """
         self._lazy.read_all()
 

@@ -108,10 +108,10 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             it, as multiprocessing does.)
 
     Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If `group` is not None, there is no such start method, or the memory limit is not
+        TypeError: An argument is of the wrong type.
+        ValueError: `group` is not None, there is no such start method, or the memory limit is not
             positive.
-        SerializationError: If the target is a lambda or a local function and the given `start_method` would
+        SerializationError: The target is a lambda or a local function and the given `start_method` would
             have to pickle it. If no method is given, `start` raises it.
 
     Safe from: several threads of the process that created it. Other processes cannot use it.
@@ -158,7 +158,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             **kwargs: Its keyword arguments.
 
         Raises:
-            TypeError: If `fn` is not callable.
+            TypeError: `fn` is not callable.
 
         Examples:
             >>> with WorkerProcess.call(divmod, 17, 5) as process:
@@ -186,16 +186,16 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         is stopped, a second Ctrl-C takes effect at once.
 
         Raises:
-            SerializationError: Under spawn or forkserver, if the target, an argument or an attribute of a
+            SerializationError: Under spawn or forkserver, the target, an argument or an attribute of a
                 subclass cannot be pickled; the message names it.
-            AssertionError: If it has been started before, or is being started by another thread; or if the
+            AssertionError: It has been started before, or is being started by another thread; or the
                 calling process did not create it, or is daemonic.
             ClosedError: After `close`.
-            OSError: If the system has no process, descriptor or memory left.
-            RuntimeError: If the system has no thread left to watch the memory limit with; or, under
-                forkserver, in a signal handler that has interrupted its thread while that was talking to the
-                fork server.
-            WorkerCrashed: If the fork server of multiprocessing died in the meantime.
+            OSError: The system has no process, descriptor or memory left.
+            RuntimeError: The system has no thread left to watch the memory limit with; or, under
+                forkserver, this is a signal handler that has interrupted its thread while that was talking to
+                the fork server.
+            WorkerCrashed: The fork server of multiprocessing died in the meantime.
 
         Blocking: until the child process exists, not until its target begins.
         """
@@ -281,10 +281,10 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             timeout: How many seconds to wait; None: no limit; 0: do not wait.
 
         Raises:
-            ValueError: If the timeout is negative or NaN, or the process has not been started.
-            TypeError: If the timeout is not a number.
+            ValueError: The timeout is negative or NaN, or the process has not been started.
+            TypeError: The timeout is not a number.
             ClosedError: After `close`.
-            RuntimeError: If another process created it.
+            RuntimeError: Another process created it.
 
         Blocking: for at most `timeout`. If the process was killed, up to a second more, until those of its
         descendants that die with it have ended. If the fork server, which tells the exit code, is stopped
@@ -302,9 +302,9 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         descendants: see `stop`.
 
         Raises:
-            ValueError: If the process has not been started.
+            ValueError: The process has not been started.
             ClosedError: After `close`.
-            RuntimeError: If another process created it.
+            RuntimeError: Another process created it.
         """
         self._mpkit_note_stop()
         child_process.interrupt(self)
@@ -317,9 +317,9 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         descendants: see `stop`.
 
         Raises:
-            ValueError: If the process has not been started.
+            ValueError: The process has not been started.
             ClosedError: After `close`.
-            RuntimeError: If another process created it.
+            RuntimeError: Another process created it.
         """
         self._mpkit_note_stop()
         super().terminate()
@@ -332,9 +332,9 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         descendants: see `stop`.
 
         Raises:
-            ValueError: If the process has not been started.
+            ValueError: The process has not been started.
             ClosedError: After `close`.
-            RuntimeError: If another process created it.
+            RuntimeError: Another process created it.
         """
         self._mpkit_require_started().killed = True
         super().kill()
@@ -363,13 +363,13 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             for it).
 
         Raises:
-            ValueError: If the grace period is negative or NaN, or the process has not been started.
-            TypeError: If the grace period is not a number.
+            ValueError: The grace period is negative or NaN, or the process has not been started.
+            TypeError: The grace period is not a number.
             ClosedError: After `close`.
-            RuntimeError: If another process created it.
+            RuntimeError: Another process created it.
 
         Blocking: at most twice the grace period (without limit if that is None), plus the time that the
-            kernel needs to end a killed process.
+        kernel needs to end a killed process.
         """
         return self._mpkit_stop(check_timeout(grace_period, name="grace_period"), interrupted=False)
 
@@ -380,7 +380,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         This also happens when the object is dropped. Calling it again does nothing.
 
         Raises:
-            ValueError: If the process is still running; `join` or `stop` it first.
+            ValueError: The process is still running; `join` or `stop` it first.
         """
         super().close()
         handle = self._mpkit
@@ -442,16 +442,16 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         Raises:
             BaseException: What the target raised, `SystemExit` and `KeyboardInterrupt` included, with the
                 child's traceback as its ``__cause__``.
-            WorkerCrashed: If the process ended in another way: killed, crashed, or by ``os._exit``.
-            WorkerMemoryExceeded: If it was killed for exceeding `max_memory_bytes`.
-            SerializationError: If the target, an argument or the result could not be pickled or unpickled.
-            OSError: If the system has no memory left to map the result. The result stays, and a later call
+            WorkerCrashed: The process ended in another way: killed, crashed, or by ``os._exit``.
+            WorkerMemoryExceeded: It was killed for exceeding `max_memory_bytes`.
+            SerializationError: The target, an argument or the result could not be pickled or unpickled.
+            OSError: The system has no memory left to map the result. The result stays, and a later call
                 may succeed.
-            WaitTimeout: If it has not ended in time. It goes on.
-            ValueError: If the timeout is negative or NaN, or the process has not been started.
-            TypeError: If the timeout is not a number.
+            WaitTimeout: It has not ended in time. It goes on.
+            ValueError: The timeout is negative or NaN, or the process has not been started.
+            TypeError: The timeout is not a number.
             ClosedError: After `close`.
-            RuntimeError: If another process created it.
+            RuntimeError: Another process created it.
 
         Blocking: as `join`, then for as long as unpickling takes.
         """
@@ -475,13 +475,13 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             None.
 
         Raises:
-            OSError: If the system has no memory left to map the result. The result stays, and a later call
+            OSError: The system has no memory left to map the result. The result stays, and a later call
                 may succeed.
-            WaitTimeout: If it has not ended in time. It goes on.
-            ValueError: If the timeout is negative or NaN, or the process has not been started.
-            TypeError: If the timeout is not a number.
+            WaitTimeout: It has not ended in time. It goes on.
+            ValueError: The timeout is negative or NaN, or the process has not been started.
+            TypeError: The timeout is not a number.
             ClosedError: After `close`.
-            RuntimeError: If another process created it.
+            RuntimeError: Another process created it.
 
         Blocking: as `join`, then for as long as unpickling takes.
         """
@@ -496,7 +496,7 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
 
         Raises:
             ClosedError: After `close`.
-            RuntimeError: If another process created it.
+            RuntimeError: Another process created it.
         """
         self._check_closed()
         if child_process.is_current(self):
@@ -517,11 +517,11 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         """What the operating system says about the process: memory, CPU time, threads and so on.
 
         Raises:
-            ProcessGone: If it has ended.
-            AccessDenied: If the system does not allow examining it.
-            ValueError: If it has not been started.
+            ProcessGone: It has ended.
+            AccessDenied: The system does not allow examining it.
+            ValueError: It has not been started.
             ClosedError: After `close`.
-            RuntimeError: If another process created it.
+            RuntimeError: Another process created it.
         """
         return self._mpkit_look()
 
@@ -532,11 +532,11 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
         fork server are children of the server. `mpkit.introspect.tree` also shows their descendants.
 
         Raises:
-            ProcessGone: If it has ended.
-            AccessDenied: If the system does not allow examining it.
-            ValueError: If it has not been started.
+            ProcessGone: It has ended.
+            AccessDenied: The system does not allow examining it.
+            ValueError: It has not been started.
             ClosedError: After `close`.
-            RuntimeError: If another process created it.
+            RuntimeError: Another process created it.
         """
         from mpkit.introspect import tree  # noqa: PLC0415  it imports psutil
 

@@ -85,7 +85,7 @@ def test_an_earlier_index_is_replaced(database: str) -> None:
 def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "precious"
     path.write_bytes(content)
-    with pytest.raises(store.ForeignFileError, match="precious"):
+    with pytest.raises(store.ForeignFileError, match="left alone; choose another --database"):
         store.create(str(path))
     assert path.read_bytes() == content
 

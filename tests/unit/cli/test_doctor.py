@@ -104,6 +104,7 @@ def test_an_extra_may_be_missing() -> None:
     findings = list(checks.packages())
     assert {finding.level for finding in findings} == {Level.FINE}
     assert [finding.subject for finding in findings] == [
+        "mpkit",
         "psutil",
         "extra cloudpickle",
         "extra progress",

@@ -57,7 +57,7 @@ def test_a_command_line_is_one_line() -> None:
 
 def test_a_name_that_a_process_has_set_comes_before_the_command_line() -> None:
     reader = replace(process(1, "python", "-c", "from multiprocessing.forkserver import main"), name="reader")
-    assert _render.command(reader).startswith("reader: [child of multiprocessing's fork server")
+    assert _render.command(reader).startswith("reader: [multiprocessing's fork server")
     # Not names that the system gives: that of a script, which it cuts to 15 bytes, or of a login shell.
     script = replace(process(1, "/bin/sh", "-e", "/opt/nightly-clean-up.sh"), name="nightly-clean-u")
     assert _render.command(script) == "/bin/sh -e /opt/nightly-clean-up.sh"

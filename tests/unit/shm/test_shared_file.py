@@ -36,10 +36,10 @@ def test_what_is_made_for_a_user_who_fails_goes_again() -> None:
 def test_a_file_of_another_kind_or_version_is_no_object() -> None:
     counter = CounterFile.create(initial=3)
     try:
-        with pytest.raises(HandleLost, match="is no lock of this version of mpkit"):
+        with pytest.raises(HandleLost, match="is not a lock of this version of mpkit"):
             LockFile.form.attach(counter.name)
         counter.words[MAGIC] += 1 << 8
-        with pytest.raises(HandleLost, match="is no counter of this version of mpkit"):
+        with pytest.raises(HandleLost, match="is not a counter of this version of mpkit"):
             CounterFile.form.attach(counter.name)
     finally:
         counter.close()
@@ -53,7 +53,7 @@ def test_a_handle_to_such_a_file_says_so_where_it_is_used(monkeypatch: pytest.Mo
     # As in another process.
     monkeypatch.setattr("mpkit._shm.locks.users.open_here", {})
     arrived = pickle.loads(data)
-    with pytest.raises(HandleLost, match="is no counter of this version of mpkit"):
+    with pytest.raises(HandleLost, match="is not a counter of this version of mpkit"):
         arrived.add()
     monkeypatch.undo()
     counter.close()

@@ -435,6 +435,11 @@ def test_what_cannot_be_unpickled(function: Callable[[bytes], object], data: byt
     assert isinstance(caught.value.__cause__, Exception)
 
 
+def test_an_error_without_a_text_leaves_no_gap_in_the_message() -> None:
+    with pytest.raises(SerializationError, match="received: EOFError; check"):
+        loads(dumps(Raises(EOFError)))
+
+
 class Raises:
     def __init__(self, error: type[BaseException]) -> None:
         self.error = error

@@ -241,7 +241,7 @@ def wait_for_end_and_code(child: ChildProcess) -> None:
     """Wait for the end of a process, and then a few seconds for its exit code, after which that is lost.
 
     Blocking: until it has ended, and a few seconds more if the fork server, which tells the exit code, is
-        stopped.
+    stopped.
     """
     popen = vars(child).get("_popen")
     if popen is not None and sys.platform != "win32":

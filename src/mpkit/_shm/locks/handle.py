@@ -51,8 +51,8 @@ class SharedHandle(Generic[S]):
         """The open object.
 
         Raises:
-            HandleLost, SharedMemoryExhausted: it could not be opened when the handle arrived.
-            ClosedError: this process has closed it.
+            HandleLost, SharedMemoryExhausted: It could not be opened when the handle arrived.
+            ClosedError: This process has closed it.
         """
         shared = self._shared
         if shared is None:
@@ -73,7 +73,7 @@ class SharedHandle(Generic[S]):
         a queue.
 
         Raises:
-            RuntimeError: called in the middle of an operation of the same thread (from a signal handler or a
+            RuntimeError: Called in the middle of an operation of the same thread (from a signal handler or a
                 ``__del__``).
 
         Blocking: for at most 5 s, if another thread is in the middle of an operation that is held up by a
@@ -117,7 +117,7 @@ def checked_integer(name: str, value: object) -> int:
     """An argument of a public method as an integer; `name` is used in the error message.
 
     Raises:
-        TypeError: it is not an integer.
+        TypeError: It is not an integer.
     """
     try:
         return operator.index(cast("Any", value))

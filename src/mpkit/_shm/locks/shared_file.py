@@ -109,7 +109,7 @@ class Form:
         segment = Segment.attach(name, self.file_bytes)
         if segment.words[MAGIC] != self.magic:
             raise HandleLost(
-                f"{name!r} is no {self.kind} of this version of mpkit, or its creator died making it"
+                f"{name!r} is not a {self.kind} of this version of mpkit, or its creator died creating it"
             )
         return segment, [
             Semaphore.attach(names.semaphore_name(name, number), maximum)

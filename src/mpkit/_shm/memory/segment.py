@@ -335,7 +335,7 @@ def exhausted(error: OSError, size: int, only: str | None = None) -> SharedMemor
             "tmpfs there that everybody may write to (mode 1777)"
         )
     elif error.errno == errno.EFBIG:
-        remedy = "no file of this process may be so long: raise RLIMIT_FSIZE (ulimit -f)"
+        remedy = "this process may not make files that long: raise RLIMIT_FSIZE (ulimit -f)"
     else:
         remedy = (
             f"no room in {' nor in '.join(places)}: free some, or give the container more "

@@ -39,8 +39,8 @@ def open_to_look(path: str) -> int:
     """Open a file for reading its state. Never blocks, even if it is a named pipe.
 
     Raises:
-        FileNotFoundError: it is gone, may not be opened, or is not a regular file.
-        OSError: this process has no descriptor left.
+        FileNotFoundError: It is gone, may not be opened, or is not a regular file.
+        OSError: This process has no descriptor left.
     """
     try:
         fd = os.open(path, os.O_RDONLY | NOT_INHERITED | NO_WAIT | NO_TERMINAL)
@@ -59,18 +59,18 @@ class QueueStatistics:
     """Numbers about a queue at one moment.
 
     Attributes:
-        size: items in the queue.
-        bytes: how much shared memory they occupy, in bytes, including 8 to 15 bytes of overhead for each.
+        size: Items in the queue.
+        bytes: How much shared memory they occupy, in bytes, including 8 to 15 bytes of overhead for each.
             (Small items that `put_many` has packed together occupy less, but all of it until the last of them
             is taken.)
-        maxsize: the bound on items; 0: none.
-        max_bytes: the bound on bytes; None: none.
-        puts: items ever put, modulo ``2**36``.
-        gets: items ever taken (or discarded by ``shutdown(immediate=True)``), modulo ``2**36``.
-        waiting_putters: calls that wait for room now. A process that is killed while it waits may remain
+        maxsize: The bound on items; 0: none.
+        max_bytes: The bound on bytes; None: none.
+        puts: Items ever put, modulo ``2**36``.
+        gets: Items ever taken (or discarded by ``shutdown(immediate=True)``), modulo ``2**36``.
+        waiting_putters: Calls that wait for room now. A process that is killed while it waits may remain
             counted until the next wake-up.
-        waiting_getters: calls that wait for an item now; the same applies.
-        recoveries: how often a lock of the queue was taken over from a process that died while it held it.
+        waiting_getters: Calls that wait for an item now; the same applies.
+        recoveries: How often a lock of the queue was taken over from a process that died while it held it.
     """
 
     size: int
@@ -88,15 +88,15 @@ def read_queue(name: str, path: str) -> tuple[QueueStatistics, tuple[int, ...]] 
     """Read the state of a queue.
 
     Args:
-        name: the path under which it was created.
-        path: the path at which this process can open its file.
+        name: The path under which it was created.
+        path: The path at which this process can open its file.
 
     Returns:
         The statistics, and the pids of the living processes that have a row: those that have received a
         handle to the queue, or have used it. None if the file is no queue of this version.
 
     Raises:
-        OSError: the file is gone, or may not be opened.
+        OSError: The file is gone, or may not be opened.
     """
     # If this process uses the queue itself, it is read through what is open already: where file locks are
     # record locks, opening the file again and closing it would release the lock (see `filelock`). For the
@@ -108,9 +108,9 @@ def numbers_of(words: memoryview[int], generations: Generations, regions: Region
     """The statistics of a queue. Never blocks.
 
     Args:
-        words: the words of the queue's file.
-        generations: its rings.
-        regions: its regions.
+        words: The words of the queue's file.
+        generations: Its rings.
+        regions: Its regions.
     """
     gets, puts, in_rings = generations.snapshot()
     return QueueStatistics(

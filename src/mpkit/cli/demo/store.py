@@ -56,7 +56,7 @@ def create(path: str) -> None:
     if os.path.lexists(path):
         if not _is_index(path):
             raise ForeignFileError(
-                f"{path} is not a database of this demo: it is left alone. Choose another --database."
+                "this is not a database of the demo, so it is left alone; choose another --database"
             )
         remove(path)
     with contextlib.closing(sqlite3.connect(path)) as database:

@@ -9,6 +9,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING
 
+import mpkit
 from mpkit import introspect
 from mpkit._platform.resources.cpus import usable_cpus
 from mpkit._platform.stdlib.contexts import resolve_context
@@ -113,7 +114,7 @@ def shared_memory() -> Iterator[Finding]:
     except (MpkitError, OSError) as error:
         yield problem("shared memory", str(error), "queues, locks and pools need it")
     else:
-        yield fine("shared memory", f"a segment (in {where}) and a semaphore were made and removed")
+        yield fine("shared memory", f"a file (in {where}) and a semaphore were made and removed")
 
 
 def resource_tracker() -> Iterator[Finding]:
@@ -186,7 +187,8 @@ def left_behind() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """The packages that mpkit needs, and the optional ones."""
+    """The version of mpkit, of the package that it needs, and of the optional ones."""
+    yield fine("mpkit", mpkit.__version__)
     yield fine("psutil", importlib.metadata.version("psutil"))
     for extra, package in _EXTRAS:
         try:

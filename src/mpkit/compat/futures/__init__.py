@@ -106,17 +106,17 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
     records of workers are not forwarded, as in the standard library; `mpkit.TaskPool` does that.
 
     Args:
-        max_workers: how many workers. None: one for each CPU that this process may use.
-        mp_context: how workers are started, from `multiprocessing.get_context` or `mpkit.compat.get_context`.
+        max_workers: How many workers. None: one for each CPU that this process may use.
+        mp_context: How workers are started, from `multiprocessing.get_context` or `mpkit.compat.get_context`.
             None: what the program has set, else the default of the running Python (spawn with
             `max_tasks_per_child`).
-        initializer: called in each worker when it starts.
-        initargs: its arguments.
-        max_tasks_per_child: after how many tasks a worker is replaced. None: never.
+        initializer: Called in each worker when it starts.
+        initargs: Its arguments.
+        max_tasks_per_child: After how many tasks a worker is replaced. None: never.
 
     Raises:
-        ValueError: a number is too small, or `max_tasks_per_child` is combined with the fork method.
-        TypeError, AttributeError: an argument has the wrong type.
+        ValueError: A number is too small, or `max_tasks_per_child` is combined with the fork method.
+        TypeError, AttributeError: An argument has the wrong type.
     """
 
     def __init__(
@@ -195,8 +195,8 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         The first call starts the workers, and blocks meanwhile; later ones never block.
 
         Raises:
-            RuntimeError: after `shutdown`.
-            BrokenProcessPool: the initializer has failed, or workers cannot be started, or they were ended
+            RuntimeError: After `shutdown`.
+            BrokenProcessPool: The initializer has failed, or workers cannot be started, or they were ended
                 with `terminate_workers` or `kill_workers`.
         """
         if self._ended_by_force:
@@ -264,17 +264,17 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         If the iteration ends early, tasks that have not begun are cancelled; running ones go on.
 
         Args:
-            fn: what to call, with one argument from each iterable.
-            iterables: read at once, or with `buffersize` as results are taken.
-            timeout: seconds from now within which every result must be there; None: no limit.
-            chunksize: items per task.
-            buffersize: the most tasks whose results have not been taken; None: no limit.
+            fn: What to call, with one argument from each iterable.
+            iterables: Read at once, or with `buffersize` as results are taken.
+            timeout: Seconds from now within which every result must be there; None: no limit.
+            chunksize: Items per task.
+            buffersize: The most tasks whose results have not been taken; None: no limit.
 
         Raises:
             ValueError: `chunksize` or `buffersize` is less than 1, or `timeout` is NaN.
             TypeError: `buffersize` is not an integer, or `timeout` is not a number.
-            TimeoutError: from the iterator: the time has run out.
-            Exception: from the iterator: what a call raised.
+            TimeoutError: From the iterator: the time has run out.
+            Exception: From the iterator: what a call raised.
         """
         return map_in_order(self.submit, fn, iterables, timeout, chunksize, buffersize)
 
@@ -283,9 +283,9 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
         """Accept no more tasks; those submitted go on.
 
         Args:
-            wait: return only when all tasks have ended and the workers are gone. Ctrl-C (`KeyboardInterrupt`)
+            wait: Return only when all tasks have ended and the workers are gone. Ctrl-C (`KeyboardInterrupt`)
                 cancels all tasks, even if they are running.
-            cancel_futures: cancel the tasks that have not begun.
+            cancel_futures: Cancel the tasks that have not begun.
 
         Blocking: with `wait`, until the workers are gone.
         """

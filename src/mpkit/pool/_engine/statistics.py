@@ -12,17 +12,17 @@ class PoolStatistics:
     A chunk of a map counts as one task, and so does a group of short items of an imap.
 
     Attributes:
-        workers: worker processes now, including those that are starting or leaving.
-        idle: workers that are ready and have no task.
-        running: workers that are running a task.
-        queued: tasks that no worker has begun.
-        submitted: tasks ever submitted.
-        succeeded: tasks that returned.
-        failed: tasks that raised or exceeded a limit, or that could not run because the pool is broken.
-        cancelled: tasks that were cancelled, or ended by `terminate`.
-        crashed: tasks whose worker died while it ran them, without retries left.
-        retried: how often a task was sent again because its worker had died.
-        workers_started: worker processes ever started.
+        workers: Worker processes now, including those that are starting or leaving.
+        idle: Workers that are ready and have no task.
+        running: Workers that are running a task.
+        queued: Tasks that no worker has begun.
+        submitted: Tasks ever submitted.
+        succeeded: Tasks that returned.
+        failed: Tasks that raised or exceeded a limit, or that could not run because the pool is broken.
+        cancelled: Tasks that were cancelled, or ended by `terminate`.
+        crashed: Tasks whose worker died while it ran them, without retries left.
+        retried: How often a task was sent again because its worker had died.
+        workers_started: Worker processes ever started.
     """
 
     workers: int
@@ -43,13 +43,13 @@ class WorkerSnapshot:
     """One worker at one moment.
 
     Attributes:
-        pid: its process id.
+        pid: Its process id.
         state: ``"starting"``, ``"initializing"``, ``"idle"``, ``"running"`` or ``"leaving"``.
-        task_id: the number of the task that it is running, or None.
-        function: the name of the function that this task calls, or None.
-        running_s: seconds since that task began, or None.
-        tasks_done: tasks that it has finished.
-        rss_bytes: its resident memory, or None if that cannot be read.
+        task_id: The number of the task that it is running, or None.
+        function: The name of the function that this task calls, or None.
+        running_s: Seconds since that task began, or None.
+        tasks_done: Tasks that it has finished.
+        rss_bytes: Its resident memory, or None if that cannot be read.
         cpu_percent: CPU time since it started, in percent of one CPU, or None if that cannot be read.
     """
 
