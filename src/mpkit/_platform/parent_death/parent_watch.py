@@ -78,7 +78,9 @@ class ParentLink:
     def die_with_parent(self) -> None:
         """In the child, before anything else: die with the parent from now on, unless it is an orphan."""
         if not self._register(identity.current()) and not self._orphan:
-            _watch_from_a_thread(self._parent)
+            threading.Thread(
+                target=_die_after, args=(self._parent,), name="mpkit-parent-watch", daemon=True
+            ).start()
 
     def is_parent_alive(self) -> bool:
         """Whether the parent has not ended yet."""
@@ -128,11 +130,7 @@ _line = GuardianLine()
 in_forked_children(_line.after_fork)
 
 
-def _watch_from_a_thread(parent: ProcessIdentity) -> None:
-    threading.Thread(target=_await_the_end_of, args=(parent,), name="mpkit-parent-watch", daemon=True).start()
-
-
-def _await_the_end_of(parent: ProcessIdentity) -> None:
+def _die_after(parent: ProcessIdentity) -> None:
     watcher = ExitWatcher()
     if watcher.add(parent):
         watcher.wait(None)
