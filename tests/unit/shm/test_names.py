@@ -85,19 +85,19 @@ def test_a_name_that_may_be_needed_lingers(file: str, monkeypatch: pytest.Monkey
         return needed[0]
 
     names.let_go(file, "the object", in_use)
-    names._sweep()
+    names._remove_due()
     assert asked == []
     for _ in range(2):
         now[0] += names.LINGER_SECONDS + 1
-        names._sweep()
+        names._remove_due()
         assert os.path.exists(file)
     assert asked == ["the object"] * 2
     needed[0] = False
     now[0] += names.LINGER_SECONDS - 1
-    names._sweep()
+    names._remove_due()
     assert os.path.exists(file)
     now[0] += 2
-    names._sweep()
+    names._remove_due()
     assert not os.path.exists(file)
     assert not names._lingering
 

@@ -66,7 +66,7 @@ class Blob:
             path, fd = create_file(kind, size, write)
             os.close(fd)
             made = cls(path, size)
-            names.belongs_to(made, path)
+            names.remove_with(made, path)
             return made
 
     def hand_over(self) -> str:

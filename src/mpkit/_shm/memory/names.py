@@ -130,7 +130,7 @@ def own_all(new: Sequence[str], rtype: TrackedType) -> None:
         if tracked:
             tracker.track(tracked, rtype)
         _record(new, rtype)
-    _sweep()
+    _remove_due()
     if rtype == "shared_memory" and len(_lingering) > _MANY_LINGER:
         remove_unneeded(_LOOKS)
 
@@ -168,7 +168,7 @@ def _remove(name: str) -> None:
         tracker.untrack(_tracker_name(name), rtype)
 
 
-def belongs_to(owner: object, name: str) -> None:
+def remove_with(owner: object, name: str) -> None:
     """Remove `name` some time after `owner` has been dropped, if its `__del__` has failed to do so."""
     _owners[weakref.ref(owner, _gone.append)] = name
 
@@ -258,7 +258,7 @@ def owned_names() -> list[str]:
     return list(_owned)
 
 
-def _sweep() -> None:
+def _remove_due() -> None:
     """Check the lingering names that are due, and remove those that belonged to dropped objects."""
     now = CLOCK.monotonic()
     while (entry := _due(now)) is not None:
