@@ -39,6 +39,7 @@ __all__ = [
     "about_result",
     "cannot_unpickle",
     "check_pickler",
+    "class_name",
     "contained",
     "decode",
     "described",
@@ -179,7 +180,7 @@ def contained(load: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         raise cannot_unpickle(error) from error
 
 
-# --- picklers that are reused -----------------------------------------------------------------------------
+# -- picklers that are reused ----------------------------------------------------------------------------
 
 _Reducer = Callable[[Any], Any]
 
@@ -349,7 +350,7 @@ def _cloud_pickler() -> type[pickle.Pickler]:
     return _cloud_pickler_class
 
 
-# --- wording ----------------------------------------------------------------------------------------------
+# -- wording ---------------------------------------------------------------------------------------------
 
 
 #: The beginning of the messages of `cannot_unpickle`.
@@ -430,8 +431,12 @@ def described(obj: object) -> str:
     if issubclass(kind, types.FunctionType | type):
         named = cast("type", obj)
         return f"{named.__module__}.{named.__qualname__}"
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return f"an object of type {name}"
+    return f"an object of type {class_name(kind)}"
+
+
+def class_name(kind: type) -> str:
+    """The name of a class, with its module unless it is a built-in one."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def error_line(error: BaseException) -> str:
