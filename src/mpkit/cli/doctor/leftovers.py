@@ -98,7 +98,7 @@ def _ours(folder: str) -> Iterator[str]:
 
 
 def _examine(path: str) -> Leftover | None:
-    made_by = _segments.creator(os.path.basename(path))
+    made_by = _segments.creator(path)
     assert made_by is not None
     if identity.is_alive(made_by):
         return None
