@@ -62,11 +62,11 @@ if sys.platform == "linux":
         Raises:
             ProcessGone, AccessDenied: the process cannot be looked at.
         """
-        folder = f"/proc/{process.pid}/fd"
+        directory = f"/proc/{process.pid}/fd"
         found: dict[str, OpenSegment] = {}
         with _as_psutil_says(process.pid):
-            for number in os.listdir(folder):
-                link = f"{folder}/{number}"
+            for number in os.listdir(directory):
+                link = f"{directory}/{number}"
                 # A descriptor may be closed while the list is read.
                 with contextlib.suppress(FileNotFoundError):
                     target = os.readlink(link)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mpkit._platform.processes import identity
+from mpkit._shm.memory import names
 from mpkit._shm.memory.segment import PAGE, Segment
 from mpkit.cli.doctor import leftovers
 
@@ -20,7 +21,7 @@ NOBODY = 2**22 + 1
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(leftovers, "SHM_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(names, "SHM_DIRECTORY", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
@@ -61,7 +62,7 @@ def test_a_file_in_use_is_no_leftover_by_whichever_path(
     """If it is looked up through a link to the folder, it must not be removed either."""
     link = tmp_path_factory.mktemp("way") / "link"
     link.symlink_to(folder)
-    monkeypatch.setattr(leftovers, "SHM_DIRECTORY", str(link))
+    monkeypatch.setattr(names, "SHM_DIRECTORY", str(link))
     path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
     os.truncate(path, PAGE)
     segment = Segment.attach(str(path))
@@ -107,7 +108,7 @@ def test_a_file_that_is_open_is_no_leftover_behind_a_link(
     link = folder / "link"
     link.symlink_to(folder)
     monkeypatch.setattr("tempfile.tempdir", str(link))
-    monkeypatch.setattr(leftovers, "SHM_DIRECTORY", "/nowhere")
+    monkeypatch.setattr(names, "SHM_DIRECTORY", "/nowhere")
     path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 100):
         assert leftovers.find() == []

@@ -128,11 +128,7 @@ def _is_in_use(about: str, /, *, under_way: bool = False) -> bool:
 def _left_by(process: ProcessIdentity) -> Iterator[Left]:
     """The existing names that a process has created."""
     is_its = re.compile(f"-{process.pid}-{process.started}-").search
-    directories = [SHM_DIRECTORY]
-    # OSError: there is no temporary directory, or no descriptor left to find it.
-    with contextlib.suppress(OSError):
-        directories.append(names.temporary_directory())
-    for directory in dict.fromkeys(directories):
+    for directory in names.directories():
         with contextlib.suppress(OSError):
             for entry in filter(is_its, os.listdir(directory)):
                 path = os.path.join(directory, entry)

@@ -202,6 +202,15 @@ def temporary_directory() -> str:
     return os.path.realpath(tempfile.gettempdir())
 
 
+def directories() -> list[str]:
+    """The directories in which there may be segments."""
+    found = [SHM_DIRECTORY]
+    # OSError: there is no temporary directory (in a read-only container), or no descriptor left to find it.
+    with contextlib.suppress(OSError):
+        found.append(temporary_directory())
+    return list(dict.fromkeys(found))
+
+
 def let_go(name: str, about: str, in_use: InUse | None) -> None:
     """Remove `name` now, or let it linger while another process may need it. Its object here is gone.
 
