@@ -56,7 +56,7 @@ R = TypeVar("R")
 Pickler = Literal["pickle", "cloudpickle"]
 """The pickler to use: the standard library's, or cloudpickle, which supports lambdas and local functions."""
 
-PROTOCOL = 5
+_PROTOCOL = 5
 
 DEFAULT_THRESHOLD = 64 * 1024
 """`encode` keeps buffers of at least this many bytes out of band. Smaller ones are cheaper to copy."""
@@ -229,7 +229,7 @@ def _writer(kind: type[pickle.Pickler], threshold: int | None) -> _Writer:
         buffers.append(buffer)
         return False
 
-    pickler = kind(sink, PROTOCOL, buffer_callback=None if threshold is None else offer)
+    pickler = kind(sink, _PROTOCOL, buffer_callback=None if threshold is None else offer)
     return pickler.dump, pickler.clear_memo, sink.parts, buffers
 
 
@@ -272,7 +272,7 @@ class Encoder:
                 return marshal.dumps(obj, version), _NO_BUFFERS
             except ValueError:
                 # marshal does not accept two gigabytes or more.
-                return pickle.dumps(obj, PROTOCOL), _NO_BUFFERS
+                return pickle.dumps(obj, _PROTOCOL), _NO_BUFFERS
         if len(_extra_reducers) + len(_copyreg_reducers) != self._reducers_known:
             self._renew()
         spare = self._spare

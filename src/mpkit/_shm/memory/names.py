@@ -48,7 +48,7 @@ SEMAPHORE_FILE: Final = rf"(?:sem\.)?{SEGMENT_NAME}-\d+"
 
 #: For how long `sweep` spares a fall-back file that has been handed over. Its name still tells the pid of its
 #: creator, which may be dead, and the new owner may not have opened it yet.
-HANDED_OVER_SECONDS = 24 * 3600.0
+_HANDED_OVER_SECONDS = 24 * 3600.0
 
 #: How long a name that may still be needed outlives the owner's object at least, and the interval at which it
 #: is checked again. A child process starts in well under a minute.
@@ -177,7 +177,7 @@ def hand_over(name: str) -> None:
     """Give up ownership: another process removes `name`. The resource tracker goes on watching it."""
     _owned.pop(name, None)
     if is_fall_back(name):
-        until = CLOCK.time() + HANDED_OVER_SECONDS
+        until = CLOCK.time() + _HANDED_OVER_SECONDS
         # The receiver may have opened and removed it already.
         with contextlib.suppress(FileNotFoundError):
             os.utime(name, (until, until))
