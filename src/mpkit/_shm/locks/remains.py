@@ -28,8 +28,6 @@ from mpkit._platform.stdlib.notes import read as read_notes
 from mpkit._shm.memory import names, trail
 from mpkit._shm.memory.names import PREFIX, SEGMENT_NAME, SEMAPHORE_FILE, SHM_DIRECTORY
 
-__all__ = ["Member", "family_of", "living", "remove"]
-
 #: A name that was left behind: the arguments of `names.own`, and the name of its segment without the
 #: directory.
 Left: TypeAlias = tuple[str, TrackedType, str]

@@ -16,8 +16,6 @@ from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._shm.memory import names
 from mpkit._shm.memory.segment import create_file
 
-__all__ = ["Blob"]
-
 # Bound early: a module's globals may be gone when the last objects are.
 _is_finalizing = sys.is_finalizing
 

@@ -28,17 +28,6 @@ from mpkit.errors import HandleLost, SharedMemoryExhausted
 
 PAGE = mmap.ALLOCATIONGRANULARITY
 
-__all__ = [
-    "PAGE",
-    "Segment",
-    "check_private",
-    "create_file",
-    "exhausted",
-    "raise_refusal",
-    "reserve",
-    "round_up",
-]
-
 T = TypeVar("T")
 
 _NO_ROOM = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG}

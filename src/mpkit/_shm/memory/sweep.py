@@ -35,8 +35,6 @@ from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._shm.memory.names import SEGMENT_NAME
 
-__all__ = ["remove_abandoned", "sweep_once"]
-
 #: A younger file may still be in the making, or another process may be about to open it.
 YOUNGEST_SECONDS: Final = 60.0
 

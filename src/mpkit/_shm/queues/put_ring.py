@@ -31,8 +31,8 @@ from mpkit._shm.queues.regions import RING, WRITING
 from mpkit._shm.queues.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit.errors import QueueShutDown, SharedMemoryExhausted
 
-#: A new ring is `_GROWTH` times as large as the one before, but only twice as large from `_SLOWER_GROWTH` bytes
-#: on, and at most `LARGEST_RING` bytes.
+#: A new ring is `_GROWTH` times as large as the one before, but only twice as large from `_SLOWER_GROWTH`
+#: bytes on, and at most `LARGEST_RING` bytes.
 _GROWTH: Final = 4
 _SLOWER_GROWTH: Final = 16 * 1024 * 1024
 LARGEST_RING: Final = 256 * 1024 * 1024
