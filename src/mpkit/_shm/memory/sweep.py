@@ -25,7 +25,6 @@ import contextlib
 import os
 import re
 import stat
-import sys
 from typing import Final
 
 from mpkit._platform.files.descriptors import NO_LINK, NO_WAIT, NOT_INHERITED, is_ours
@@ -89,8 +88,6 @@ def _is_our_old_file(status: os.stat_result) -> bool:
 
 
 def _remove_if_unused(path: str) -> bool:
-    if sys.platform == "win32":
-        return False  # on Windows an open file cannot be removed
     fd = os.open(path, os.O_RDWR | NOT_INHERITED | NO_LINK | NO_WAIT)
     try:
         # Checked again for the file that is open now: the name may refer to another file since.
