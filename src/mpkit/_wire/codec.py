@@ -29,27 +29,6 @@ from mpkit.errors import MpkitError, SerializationError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = [
-    "ABOUT_RESULT",
-    "CANNOT_UNPICKLE",
-    "DEFAULT_THRESHOLD",
-    "Encoder",
-    "Pickler",
-    "UnsendableError",
-    "about_result",
-    "cannot_unpickle",
-    "check_pickler",
-    "class_name",
-    "contained",
-    "decode",
-    "described",
-    "dumps",
-    "encode",
-    "error_line",
-    "loads",
-    "names_its_remedy",
-]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -180,7 +159,7 @@ def contained(load: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         raise cannot_unpickle(error) from error
 
 
-# -- picklers that are reused ----------------------------------------------------------------------------
+# -- picklers that are reused --------------------------------------------------------------------------------
 
 _Reducer = Callable[[Any], Any]
 
@@ -350,7 +329,7 @@ def _cloud_pickler() -> type[pickle.Pickler]:
     return _cloud_pickler_class
 
 
-# -- wording ---------------------------------------------------------------------------------------------
+# -- wording -------------------------------------------------------------------------------------------------
 
 
 #: The beginning of the messages of `cannot_unpickle`.

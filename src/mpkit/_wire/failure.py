@@ -22,8 +22,6 @@ from mpkit._platform.hints import override
 from mpkit._wire.codec import Pickler, class_name, contained, dumps, loads
 from mpkit.errors import SerializationError
 
-__all__ = ["RemoteTraceback", "in_words", "pack_exception", "unpack_exception"]
-
 _State = dict[str, Any]
 
 # The methods by which a class determines how its instances are pickled.
@@ -144,7 +142,7 @@ def in_words(error: BaseException, most: int | None = None) -> str:
     return f"{type(error).__name__}: {text}".encode(errors="backslashreplace").decode()
 
 
-# -- without the constructor -----------------------------------------------------------------------------
+# -- without the constructor ---------------------------------------------------------------------------------
 
 
 class _Bare:
@@ -264,7 +262,7 @@ def _can_travel(value: object, pickler: Pickler) -> bool:
     return True
 
 
-# -- the traceback ---------------------------------------------------------------------------------------
+# -- the traceback -------------------------------------------------------------------------------------------
 
 
 def _attach(error: BaseException, remote: RemoteTraceback) -> None:

@@ -17,8 +17,6 @@ from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib.passing import PassedDescriptor, PlainSocket, pass_descriptor, python_executable
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
-__all__ = ["GuardianLine"]
-
 _AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 
 

@@ -33,8 +33,6 @@ from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.stdlib.passing import PassedDescriptor
 from mpkit._platform.threads.forks import in_forked_children
 
-__all__ = ["ParentLink", "guardian_pid", "signal_to_end", "take_along"]
-
 # This many lines in one write are far shorter than what the kernel would split.
 _LINES_AT_ONCE = 20
 

@@ -21,8 +21,6 @@ from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.threads.deadlines import deadline_of, remaining
 from mpkit._platform.threads.readiness import LONGEST_WAIT_S, wait_readable
 
-__all__ = ["MOST_EVENTS", "ExitWatcher", "wait_gone"]
-
 MOST_EVENTS: Final = 32
 """How many descriptors to use at most to wait for any number of processes: the program needs some, too."""
 

@@ -19,8 +19,6 @@ from mpkit._platform.signals.names import KILL
 from mpkit._platform.threads import deadlines
 from mpkit._platform.threads.clock import CLOCK
 
-__all__ = ["kill_families", "signal_families", "wait_families_gone"]
-
 # How often to look for new members of a family that is being stopped. After a few rounds there are none,
 # unless a member belongs to another user, so that it cannot be stopped, and keeps starting processes.
 _MOST_ROUNDS: Final = 100

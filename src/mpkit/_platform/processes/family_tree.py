@@ -15,19 +15,6 @@ from typing import Final
 from mpkit._platform.processes import identity, stat_file
 from mpkit._platform.processes.identity import ProcessIdentity
 
-__all__ = [
-    "GUARDIAN",
-    "HOUSEKEEPERS",
-    "children_of",
-    "descendants",
-    "descendants_if_seen",
-    "descendants_since",
-    "fork_servers_of",
-    "has_children",
-    "is_childless",
-    "with_descendants",
-]
-
 GUARDIAN: Final = "from mpkit._platform.parent_death.guardian import main"
 """The beginning of the guardian's program, by which it is recognised."""
 

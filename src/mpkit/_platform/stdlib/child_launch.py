@@ -22,8 +22,6 @@ from mpkit._platform.stdlib.tracker_process import start_tracker
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.forks import in_forked_children
 
-__all__ = ["Launch", "LaunchByServer", "LaunchOfOwn", "gives_way"]
-
 #: A launch takes longer than this only if it waits for a process that is stopped.
 _STUCK_S: Final = 1.0
 

@@ -30,8 +30,6 @@ from mpkit._platform.threads.deadlines import deadline_of, remaining
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._platform.threads.readiness import wait_readable
 
-__all__ = ["popen_class"]
-
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.2
 

@@ -28,8 +28,6 @@ from mpkit._platform.stdlib.tracker_process import start_tracker
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.interruptible_lock import is_free
 
-__all__ = ["Message", "in_one_message", "is_running", "send", "tell", "track", "unregister", "untrack"]
-
 Message: TypeAlias = tuple[Literal["REGISTER", "UNREGISTER"], str, TrackedType]
 
 #: Names that were untracked and that the tracker has not been told to forget yet.

@@ -8,15 +8,6 @@ import select
 import sys
 from collections.abc import Iterable
 
-__all__ = [
-    "LONGEST_WAIT_S",
-    "MOST_AT_ONCE",
-    "never_wait",
-    "read_available",
-    "wait_any_readable",
-    "wait_readable",
-]
-
 LONGEST_WAIT_S = 86_400.0
 """The longest single wait. The system counts milliseconds in 32 bits, so a wait must not last a month."""
 
