@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mpkit._platform.threads.deadlines import check_seconds
-from mpkit._platform.threads.readiness import LONGEST_WAIT_S
+from mpkit._platform.threads.readiness import LONGEST_WAIT_SECONDS
 from mpkit.errors import ProcessGone
 from mpkit.introspect._processes import ProcessSnapshot, read, share
 from mpkit.introspect._translate import checked_pid, find
@@ -82,7 +82,7 @@ def sleep_until(due: float) -> None:
     """Sleep until a moment on the clock of `time.monotonic`, however far away it is."""
     while (left := due - time.monotonic()) > 0.0:
         # The system raises an error for very long sleeps.
-        time.sleep(min(left, LONGEST_WAIT_S))
+        time.sleep(min(left, LONGEST_WAIT_SECONDS))
 
 
 def _checked_interval(interval: float) -> float:

@@ -26,7 +26,7 @@ _FORK_SERVER: Final = "multiprocessing.forkserver"
 # How often, and after which pause, to read the table of processes again if no descriptor is left for that:
 # others may be closed at any time, for which there is no event.
 _LOOKS: Final = 20
-_PAUSE_S: Final = 0.01
+_PAUSE_SECONDS: Final = 0.01
 
 if sys.platform == "linux":
 
@@ -245,7 +245,7 @@ def descendants_if_seen(
         except OSError as error:
             if not identity.is_lack_of_means(error):
                 raise
-            time.sleep(_PAUSE_S)
+            time.sleep(_PAUSE_SECONDS)
     return []
 
 

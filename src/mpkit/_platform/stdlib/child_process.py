@@ -31,7 +31,7 @@ from mpkit._platform.threads.forks import in_forked_children
 from mpkit.errors import ClosedError
 
 # How long to wait until a killed process is reported to have ended.
-_PATIENCE_S = 5.0
+_PATIENCE_SECONDS = 5.0
 
 
 @in_forked_children
@@ -267,7 +267,7 @@ def take_back_start(
     its = vars(child)
     popen = its["_popen"]
     popen.kill()
-    popen.wait(_PATIENCE_S)
+    popen.wait(_PATIENCE_SECONDS)
     popen.close()
     _children().discard(child)
     its["_target"], its["_args"], its["_kwargs"] = target
