@@ -63,14 +63,7 @@ class Lock(SharedHandle[LockFile]):
 
     def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
         super()._bind_nothing(name, reason)
-        self._acquire = self._lost_acquire
-        self._release = self._lost_release
-
-    def _lost_acquire(self, _block: bool, _deadline: float | None) -> bool:
-        return self._opened().owner() is not None  # raises
-
-    def _lost_release(self) -> bool:
-        return self._opened().owner() is not None  # raises
+        self._acquire = self._release = self._raise_lost
 
     def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Take the lock.
@@ -202,10 +195,7 @@ class LockedCounter(SharedHandle[CounterFile]):
     def _bind_nothing(self, name: str, reason: HandleLost | SharedMemoryExhausted) -> None:
         super()._bind_nothing(name, reason)
         self._compound = None
-        self._add = self._lost_add
-
-    def _lost_add(self, _number: int) -> int:
-        return self._opened().signed[VALUE]  # raises
+        self._add = self._raise_lost
 
     @property
     def value(self) -> int:

@@ -90,7 +90,7 @@ def test_no_compare_leaves_out_the_comparison_with_one_process(library: Path, tm
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     ended = run_python("-m", "mpkit", "demo", tmp_path / "nowhere", check=False)
     assert (ended.returncode, ended.stdout) == (1, "")
-    assert "nowhere is not a folder" in ended.stderr
+    assert "nowhere is not a directory" in ended.stderr
 
 
 def test_a_file_that_is_no_index_is_not_overwritten(library: Path, tmp_path: Path) -> None:

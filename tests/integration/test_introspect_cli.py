@@ -121,7 +121,8 @@ def test_workers_are_found_below_a_process_that_may_not_be_examined(
             raise AccessDenied(pid=process.pid)
         return look(process)
 
-    monkeypatch.setattr(_stacks, "worker_row", examined)
+    for module in (_pools, _stacks):
+        monkeypatch.setattr(module, "worker_row", examined)
     found = [worker.process.pid for worker in _stacks.workers_under(program.pid)]
     assert sorted(found) == sorted(workers)
     forbidden.update(workers)

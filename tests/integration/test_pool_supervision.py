@@ -259,7 +259,7 @@ def test_the_supervisor_goes_on_if_it_is_not_allowed_to_signal_a_worker(
     monkeypatch.setattr(signalling, "send_signal", refuse)
     # No stack will come, so do not wait long.
     monkeypatch.setattr(_insight, "_STACKS_SECONDS", 0.1)
-    monkeypatch.setattr(families, "_STOPPING_PATIENCE_S", 0.1)
+    monkeypatch.setattr(families, "_STOPPING_PATIENCE_SECONDS", 0.1)
     assert set(pool.stacks().values()) == {""}
     with pytest.raises(TaskTimeout):
         pool.with_options(timeout=0.1).submit(time.sleep, 1000).result(PATIENCE)

@@ -322,7 +322,7 @@ if __name__ == "__main__":
     from mpkit import WorkerProcess
     from mpkit._platform.stdlib import child_popen
 
-    child_popen._TOLD_WITHIN_S = 0.1
+    child_popen._TOLD_WITHIN_SECONDS = 0.1
     process = WorkerProcess(target=time.sleep, args=(600,), start_method="forkserver")
     process.start()
     os.kill(forkserver._forkserver._forkserver_pid, signal.SIGSTOP)

@@ -147,7 +147,7 @@ def test_a_pickled_handle_can_be_opened_for_a_while_after_its_creator_has_died(
     # At the next check after that time, the second one is removed.
     later = time.monotonic() + names.LINGER_SECONDS + 1
     monkeypatch.setattr("mpkit._shm.memory.names.CLOCK.monotonic", lambda: later)
-    names._sweep()
+    names._remove_due()
     with pytest.raises(HandleLost):
         pickle.loads(under_way[1]).get_nowait()
 

@@ -322,10 +322,10 @@ def test_a_forked_child_can_hand_on_a_queue_that_its_creator_has_closed(
 
         with forked_users(hand_on) as go_on:
             queue.close()
-            names._sweep()
+            names._remove_due()
             assert os.path.exists(name)
             go_on()
-        names._sweep()
+        names._remove_due()
         assert not os.path.exists(name)
 
 

@@ -29,33 +29,13 @@ from mpkit.errors import MpkitError, SerializationError
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = [
-    "ABOUT_RESULT",
-    "CANNOT_UNPICKLE",
-    "DEFAULT_THRESHOLD",
-    "Encoder",
-    "Pickler",
-    "UnsendableError",
-    "about_result",
-    "cannot_unpickle",
-    "check_pickler",
-    "contained",
-    "decode",
-    "described",
-    "dumps",
-    "encode",
-    "error_line",
-    "loads",
-    "names_its_remedy",
-]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
 Pickler = Literal["pickle", "cloudpickle"]
 """The pickler to use: the standard library's, or cloudpickle, which supports lambdas and local functions."""
 
-PROTOCOL = 5
+_PROTOCOL = 5
 
 DEFAULT_THRESHOLD = 64 * 1024
 """`encode` keeps buffers of at least this many bytes out of band. Smaller ones are cheaper to copy."""
@@ -179,7 +159,7 @@ def contained(load: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         raise cannot_unpickle(error) from error
 
 
-# --- picklers that are reused -----------------------------------------------------------------------------
+# -- picklers that are reused --------------------------------------------------------------------------------
 
 _Reducer = Callable[[Any], Any]
 
@@ -228,7 +208,7 @@ def _writer(kind: type[pickle.Pickler], threshold: int | None) -> _Writer:
         buffers.append(buffer)
         return False
 
-    pickler = kind(sink, PROTOCOL, buffer_callback=None if threshold is None else offer)
+    pickler = kind(sink, _PROTOCOL, buffer_callback=None if threshold is None else offer)
     return pickler.dump, pickler.clear_memo, sink.parts, buffers
 
 
@@ -271,7 +251,7 @@ class Encoder:
                 return marshal.dumps(obj, version), _NO_BUFFERS
             except ValueError:
                 # marshal does not accept two gigabytes or more.
-                return pickle.dumps(obj, PROTOCOL), _NO_BUFFERS
+                return pickle.dumps(obj, _PROTOCOL), _NO_BUFFERS
         if len(_extra_reducers) + len(_copyreg_reducers) != self._reducers_known:
             self._renew()
         spare = self._spare
@@ -349,7 +329,7 @@ def _cloud_pickler() -> type[pickle.Pickler]:
     return _cloud_pickler_class
 
 
-# --- wording ----------------------------------------------------------------------------------------------
+# -- wording -------------------------------------------------------------------------------------------------
 
 
 #: The beginning of the messages of `cannot_unpickle`.
@@ -430,8 +410,12 @@ def described(obj: object) -> str:
     if issubclass(kind, types.FunctionType | type):
         named = cast("type", obj)
         return f"{named.__module__}.{named.__qualname__}"
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return f"an object of type {name}"
+    return f"an object of type {class_name(kind)}"
+
+
+def class_name(kind: type) -> str:
+    """The name of a class, with its module unless it is a built-in one."""
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def error_line(error: BaseException) -> str:

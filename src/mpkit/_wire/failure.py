@@ -19,10 +19,8 @@ from types import MemberDescriptorType, MethodDescriptorType, TracebackType
 from typing import Any, Final, cast
 
 from mpkit._platform.hints import override
-from mpkit._wire.codec import Pickler, contained, dumps, loads
+from mpkit._wire.codec import Pickler, class_name, contained, dumps, loads
 from mpkit.errors import SerializationError
-
-__all__ = ["RemoteTraceback", "in_words", "pack_exception", "unpack_exception"]
 
 _State = dict[str, Any]
 
@@ -85,7 +83,7 @@ def pack_exception(error: BaseException, pickler: Pickler = "pickle") -> bytes:
         raise
     except BaseException as trouble:  # noqa: BLE001  foreign code, and whatever it raises must not get out of here
         payload, reason = _packed_bare(error, pickler), _one_line(trouble)
-    return dumps((payload, _name(error), reason, text, os.getpid()))
+    return dumps((payload, class_name(type(error)), reason, text, os.getpid()))
 
 
 def unpack_exception(data: bytes, *, contain: bool = False, refused: str = "") -> BaseException:
@@ -144,7 +142,7 @@ def in_words(error: BaseException, most: int | None = None) -> str:
     return f"{type(error).__name__}: {text}".encode(errors="backslashreplace").decode()
 
 
-# --- without the constructor ------------------------------------------------------------------------------
+# -- without the constructor ---------------------------------------------------------------------------------
 
 
 class _Bare:
@@ -198,7 +196,7 @@ def _bare(error: BaseException, pickler: Pickler) -> _Bare:
     kind = type(error)
     for hook in _HOOKS:
         if not isinstance(getattr(kind, hook, None), MethodDescriptorType | None):
-            raise SerializationError(f"{_name(error)} has a {hook} of its own")
+            raise SerializationError(f"{class_name(kind)} has a {hook} of its own")
     args: tuple[Any, ...] = vars(BaseException)["args"].__get__(error)
     group: type[BaseException] | None = vars(builtins).get("BaseExceptionGroup")  # from Python 3.11 on
     if group is not None and isinstance(error, group):
@@ -264,7 +262,7 @@ def _can_travel(value: object, pickler: Pickler) -> bool:
     return True
 
 
-# --- the traceback ----------------------------------------------------------------------------------------
+# -- the traceback -------------------------------------------------------------------------------------------
 
 
 def _attach(error: BaseException, remote: RemoteTraceback) -> None:
@@ -293,7 +291,7 @@ def _formatted(error: BaseException) -> str:
         _drop_our_notes(form)
         text = "".join(form.format())
     except Exception as trouble:  # noqa: BLE001  __str__, __getattr__, __notes__ and the like are foreign code
-        text = f"{_name(error)} (its traceback cannot be shown: {_one_line(trouble)})\n"
+        text = f"{class_name(type(error))} (its traceback cannot be shown: {_one_line(trouble)})\n"
     if len(text) > _MOST_CHARACTERS:
         half = _MOST_CHARACTERS // 2
         text = f"{text[:half]}\n... ({len(text) - 2 * half} characters left out) ...\n{text[-half:]}"
@@ -322,11 +320,6 @@ def _without_own_frames(start: TracebackType | None) -> TracebackType | None:
     while here is not None and here.tb_frame.f_code.co_filename.startswith(_OWN_DIRECTORY):
         here = here.tb_next
     return here or start
-
-
-def _name(error: BaseException) -> str:
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _one_line(trouble: BaseException) -> str:

@@ -17,8 +17,6 @@ from typing import Final
 
 from mpkit.errors import SerializationError
 
-__all__ = ["in_one_piece", "lay_out", "take_apart"]
-
 _ALIGNMENT: Final = 64
 _COUNTS: Final = struct.Struct("<QQ")
 

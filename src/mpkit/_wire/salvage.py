@@ -20,8 +20,6 @@ from mpkit._wire.codec import cannot_unpickle, contained
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-__all__ = ["load_first", "load_items"]
-
 
 def load_items(
     data: ReadableBuffer,

@@ -7,8 +7,6 @@ from typing import ClassVar, NoReturn
 from mpkit._platform.hints import Self
 from mpkit._wire.codec import UnsendableError
 
-__all__ = ["Unsendable"]
-
 
 class Unsendable:
     """An object that cannot be pickled: trying to raises `UnsendableError`. Copying it returns itself."""

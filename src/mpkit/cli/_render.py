@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _USERS_WIDTH = 40
 #: Helper processes that multiprocessing and mpkit start, by a part of their command lines.
-_SERVANTS = {
+_HELPERS = {
     "multiprocessing.resource_tracker": "multiprocessing's resource tracker",
     "multiprocessing.forkserver": "multiprocessing's fork server, or a child of it",
     "multiprocessing.spawn": "child of multiprocessing, spawned",
@@ -89,13 +89,13 @@ def command(process: ProcessSnapshot) -> str:
     """
     line = _text.visible(" ".join(" ".join(process.cmdline).split()))
     # The command lines of helper processes are long, and say little.
-    servant = next((role for mark, role in _SERVANTS.items() if mark in line), None)
+    helper = next((role for mark, role in _HELPERS.items() if mark in line), None)
     name = _text.visible(process.name)
     if not line:
         return f"[{name}]"
     # Otherwise its name is that of the program or script, cut off by the system after 15 characters.
     own = all(os.path.basename(part).lstrip("-")[:15] != process.name[:15] for part in process.cmdline[:3])
-    return (f"{name}: " if own else "") + (f"[{servant}]" if servant else line)
+    return (f"{name}: " if own else "") + (f"[{helper}]" if helper else line)
 
 
 def _branches(top: ProcessTree) -> Iterator[tuple[str, ProcessSnapshot]]:

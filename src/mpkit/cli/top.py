@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mpkit.cli import _arguments, _output, _programs, _text
 from mpkit.errors import ProcessGone
 from mpkit.introspect import _watch
+from mpkit.introspect._processes import share
 
 if TYPE_CHECKING:
     import argparse
@@ -95,7 +96,7 @@ class _Load:
             who = (process.pid, process.create_time)
             before = self._seen.get(who)
             if before is not None and now > before[0]:
-                shares[process.pid] = 100.0 * (process.cpu_s - before[1]) / (now - before[0])
+                shares[process.pid] = share(process.cpu_s - before[1], now - before[0])
             self._seen[who] = (now, process.cpu_s)
         return shares
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
@@ -42,6 +41,13 @@ class PoolSnapshot:
     label: str = ""
 
 
+class FoundWorker(NamedTuple):
+    """A worker and what its status row says."""
+
+    process: psutil.Process
+    row: WorkerRow
+
+
 def pools(pid: int | None = None) -> list[PoolSnapshot]:
     """Look at every `TaskPool` that a process has created and that has not ended, without affecting it.
 
@@ -67,20 +73,23 @@ def pools(pid: int | None = None) -> list[PoolSnapshot]:
     """
     owner = find(checked_pid(pid))
     boards = [
-        (segment.name, segment.path)
-        for segment in _segments.segments_of(owner)
+        segment
+        for segment in _segments.segments_of(owner, "pool")
         # Removing the name is the last act of a pool.
-        if _segments.kind_of(segment.name) == "pool"
-        and not segment.removed
-        and _created_by(segment.name, owner.pid)
+        if not segment.removed
+        and (made_by := _segments.creator(segment.name)) is not None
+        and made_by.pid == owner.pid
     ]
     if not boards:
         # This saves the search for workers in most processes.
         return []
     with translated(owner.pid):
         descendants = owner.children(recursive=True)
-    workers = list(_workers(sorted(descendants, key=_age)))
-    return [_picture(name, _label(path), owner.pid, workers) for name, path in boards]
+    workers: list[tuple[WorkerRow, WorkerSnapshot]] = []
+    for process, row in workers_among(sorted(descendants, key=_age)):
+        with contextlib.suppress(ProcessGone, AccessDenied):
+            workers.append((row, _worker(process, row)))
+    return [_pool(board, owner.pid, workers) for board in boards]
 
 
 def worker_row(process: psutil.Process) -> WorkerRow | None:
@@ -89,23 +98,23 @@ def worker_row(process: psutil.Process) -> WorkerRow | None:
     Raises:
         ProcessGone, AccessDenied: The process cannot be looked at.
     """
-    for segment in _segments.segments_of(process):
-        if _segments.kind_of(segment.name) == "worker":
-            with contextlib.suppress(FileNotFoundError):
-                row = read_row(segment.path)
-                # A forked worker has also inherited the channels of workers that were forked before it, and a
-                # worker that has created a pool has those of its own workers.
-                if row is not None and row.pid == process.pid:
-                    return row
+    for segment in _segments.segments_of(process, "worker"):
+        with contextlib.suppress(FileNotFoundError):
+            row = read_row(segment.path)
+            # A forked worker has also inherited the channels of workers that were forked before it, and a
+            # worker that has created a pool has those of its own workers.
+            if row is not None and row.pid == process.pid:
+                return row
     return None
 
 
-def _workers(processes: list[psutil.Process]) -> Iterator[tuple[WorkerRow, WorkerSnapshot]]:
+def workers_among(processes: list[psutil.Process]) -> Iterator[FoundWorker]:
+    """Those of the processes that are workers, and can be looked at."""
     for process in processes:
         with contextlib.suppress(ProcessGone, AccessDenied):
             row = worker_row(process)
             if row is not None:
-                yield row, _worker(process, row)
+                yield FoundWorker(process, row)
 
 
 def _age(process: psutil.Process) -> tuple[float, int]:
@@ -128,26 +137,18 @@ def _worker(process: psutil.Process, row: WorkerRow) -> WorkerSnapshot:
     )
 
 
-def _label(path: str) -> str:
+def _pool(
+    board: _segments.OpenSegment, pid: int, workers: list[tuple[WorkerRow, WorkerSnapshot]]
+) -> PoolSnapshot:
+    mine = [(row, worker) for row, worker in workers if row.pool == int(board.name.rpartition("-")[2], 16)]
+    label = ""
     # The pool may just have ended.
     with contextlib.suppress(OSError):
-        return read_name(path)
-    return ""
-
-
-def _picture(
-    name: str, label: str, pid: int, workers: list[tuple[WorkerRow, WorkerSnapshot]]
-) -> PoolSnapshot:
-    mine = [(row, worker) for row, worker in workers if row.pool == int(name.rpartition("-")[2], 16)]
+        label = read_name(board.path)
     return PoolSnapshot(
-        name=name,
+        name=board.name,
         pid=pid,
         workers=tuple(worker for _, worker in mine),
         sent=sum(row.waiting for row, _ in mine),
         label=label,
     )
-
-
-def _created_by(name: str, pid: int) -> bool:
-    made_by = _segments.creator(os.path.basename(name))
-    return made_by is not None and made_by.pid == pid

@@ -131,7 +131,7 @@ def read(process: psutil.Process) -> ProcessSnapshot:
     with translated(process.pid):
         with process.oneshot():
             cpu = process.cpu_times()
-            picture = ProcessSnapshot(
+            seen = ProcessSnapshot(
                 pid=process.pid,
                 ppid=process.ppid(),
                 name=process.name(),
@@ -153,7 +153,7 @@ def read(process: psutil.Process) -> ProcessSnapshot:
         # handle: so all of them are of this process, and not of another one with the same pid.
         if not process.is_running():
             raise ProcessGone(pid=process.pid)
-        return picture
+        return seen
 
 
 def share(cpu_s: float, elapsed_s: float) -> float:

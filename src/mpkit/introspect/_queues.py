@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
 
 from mpkit._shm.queues.outside import QueueStatistics, read_queue
@@ -54,9 +53,9 @@ def queues(pid: int | None = None) -> list[QueueSnapshot]:
     """
     process = find(checked_pid(pid))
     found: list[QueueSnapshot] = []
-    for segment in _segments.segments_of(process):
-        made_by = _segments.creator(os.path.basename(segment.name))
-        if _segments.kind_of(segment.name) == "queue" and made_by is not None:
+    for segment in _segments.segments_of(process, "queue"):
+        made_by = _segments.creator(segment.name)
+        if made_by is not None:
             # The process may close it meanwhile.
             with contextlib.suppress(FileNotFoundError):
                 seen = read_queue(segment.name, segment.path)

@@ -41,36 +41,37 @@ class OpenSegment(NamedTuple):
     removed: bool
 
 
-def creator(name: str) -> ProcessIdentity | None:
-    """The process that created a file of this name (without folder); None if it is no name of mpkit."""
+def creator(path: str) -> ProcessIdentity | None:
+    """The process that created a file, as its name tells; None if it is no name of mpkit."""
+    name = os.path.basename(path)
     found = re.fullmatch(SEGMENT_NAME, name) or re.fullmatch(SEMAPHORE_FILE, name)
     return ProcessIdentity(int(found["pid"]), int(found["started"])) if found else None
 
 
-def kind_of(name: str) -> str:
+def _kind_of(path: str) -> str:
     """The kind of a file (the argument of `Segment.create`): ``"queue"``, ...; empty if it is not mpkit's."""
-    parts = os.path.basename(name).split("-")
+    parts = os.path.basename(path).split("-")
     return parts[1] if len(parts) > 1 and f"{parts[0]}-" == PREFIX else ""
 
 
 if sys.platform == "linux":
 
-    def segments_of(process: psutil.Process) -> list[OpenSegment]:
-        """The segments that a process has open, each once.
+    def segments_of(process: psutil.Process, kind: str) -> list[OpenSegment]:
+        """The segments of a kind that a process has open, each once.
 
         Raises:
             ProcessGone, AccessDenied: the process cannot be looked at.
         """
-        folder = f"/proc/{process.pid}/fd"
+        directory = f"/proc/{process.pid}/fd"
         found: dict[str, OpenSegment] = {}
         with _as_psutil_says(process.pid):
-            for number in os.listdir(folder):
-                link = f"{folder}/{number}"
+            for number in os.listdir(directory):
+                link = f"{directory}/{number}"
                 # A descriptor may be closed while the list is read.
                 with contextlib.suppress(FileNotFoundError):
                     target = os.readlink(link)
                     name = target.removesuffix(_DELETED)
-                    if kind_of(name):
+                    if _kind_of(name) == kind:
                         # The link can be opened even if the name has been removed.
                         found.setdefault(name, OpenSegment(name, link, removed=name != target))
         return sorted(found.values())
@@ -93,20 +94,19 @@ if sys.platform == "linux":
 
 else:
 
-    def segments_of(process: psutil.Process) -> list[OpenSegment]:
-        """The segments that a process has open, each once.
+    def segments_of(process: psutil.Process, kind: str) -> list[OpenSegment]:
+        """The segments of a kind that a process has open, each once.
 
         Raises:
             ProcessGone, AccessDenied: the process cannot be looked at.
         """
-        with translated(process.pid):
-            names = {file.path for file in process.open_files() if kind_of(file.path)}
-        return [OpenSegment(name, name, removed=False) for name in sorted(names)]
+        names = sorted({name for name in _mapped_by(process) if _kind_of(name) == kind})
+        return [OpenSegment(name, name, removed=False) for name in names]
 
     def _mapped_by(process: psutil.Process) -> Iterator[str]:
         # Semaphores cannot be seen from outside here, and have no files that could be left behind.
-        for segment in segments_of(process):
-            yield segment.name
+        with translated(process.pid):
+            yield from (file.path for file in process.open_files() if _kind_of(file.path))
 
 
 def users() -> dict[str, list[psutil.Process]]:

@@ -8,7 +8,6 @@ of the text.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import sys
@@ -20,17 +19,13 @@ from mpkit._platform.processes import identity, signalling
 from mpkit._platform.signals.handlers_at_work import HandlerWatch, is_caught
 from mpkit._platform.threads.readiness import read_available
 from mpkit.errors import AccessDenied, MpkitError, ProcessGone
-from mpkit.introspect._pools import worker_row
+from mpkit.introspect._pools import FoundWorker, worker_row, workers_among
 from mpkit.introspect._translate import find, translated
 from mpkit.pool._engine.stacks import read_stacks
 from mpkit.pool._protocol.stack_signal import STACK_SIGNAL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    import psutil
-
-    from mpkit.pool._outside import WorkerRow
+    from collections.abc import Sequence
 
 #: A stack is complete when nothing more has come for so long: see `read_stacks`.
 _QUIET_SECONDS = 0.02
@@ -38,13 +33,6 @@ _QUIET_SECONDS = 0.02
 _ANSWER_SECONDS = 2.0
 
 _OPEN_FLAGS = os.O_RDONLY | NOT_INHERITED | NO_WAIT | NO_TERMINAL
-
-
-class FoundWorker(NamedTuple):
-    """A worker and what its status row says."""
-
-    process: psutil.Process
-    row: WorkerRow
 
 
 class _Asked(NamedTuple):
@@ -73,18 +61,10 @@ def workers_under(pid: int) -> list[FoundWorker]:
         return [FoundWorker(top, row)]
     with translated(pid):
         below = top.children(recursive=True)
-    workers = list(_workers(below))
+    workers = list(workers_among(below))
     if denied is not None and not workers:
         raise denied
     return workers
-
-
-def _workers(processes: list[psutil.Process]) -> Iterator[FoundWorker]:
-    for process in processes:
-        with contextlib.suppress(ProcessGone, AccessDenied):
-            row = worker_row(process)
-            if row is not None:
-                yield FoundWorker(process, row)
 
 
 def stacks_of(workers: Sequence[FoundWorker]) -> list[str | ProcessGone | AccessDenied]:

@@ -112,10 +112,10 @@ def _by_parent(processes: list[psutil.Process]) -> dict[int, list[ProcessSnapsho
     children: defaultdict[int, list[ProcessSnapshot]] = defaultdict(list)
     for process in processes:
         try:
-            picture = read(process)
+            seen = read(process)
         except (ProcessGone, AccessDenied):
             continue
-        children[picture.ppid].append(picture)
+        children[seen.ppid].append(seen)
     return children
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mpkit._platform.threads.deadlines import check_seconds
-from mpkit._platform.threads.readiness import LONGEST_WAIT_S
+from mpkit._platform.threads.readiness import LONGEST_WAIT_SECONDS
 from mpkit.errors import ProcessGone
 from mpkit.introspect._processes import ProcessSnapshot, read, share
 from mpkit.introspect._translate import checked_pid, find
@@ -44,8 +44,8 @@ def watch(pid: int | None = None, interval: float = 1.0) -> Iterator[ProcessSnap
     Safe from: any thread, but only one thread at a time may use an iterator.
 
     Examples:
-        >>> for picture in watch(interval=0.01):
-        ...     print(picture.state)
+        >>> for now in watch(interval=0.01):
+        ...     print(now.state)
         ...     break
         running
     """
@@ -65,8 +65,9 @@ def _looks(process: psutil.Process, first: ProcessSnapshot, interval: float) -> 
             now, now_at = read(process), time.monotonic()
         except ProcessGone:
             return
-        before, seen_at, elapsed, used = now, now_at, now_at - seen_at, now.cpu_s - before.cpu_s
-        yield replace(now, cpu_percent=share(used, elapsed))
+        cpu_percent = share(now.cpu_s - before.cpu_s, now_at - seen_at)
+        before, seen_at = now, now_at
+        yield replace(now, cpu_percent=cpu_percent)
 
 
 def next_moment(due: float, interval: float, now: float) -> float:
@@ -81,7 +82,7 @@ def sleep_until(due: float) -> None:
     """Sleep until a moment on the clock of `time.monotonic`, however far away it is."""
     while (left := due - time.monotonic()) > 0.0:
         # The system raises an error for very long sleeps.
-        time.sleep(min(left, LONGEST_WAIT_S))
+        time.sleep(min(left, LONGEST_WAIT_SECONDS))
 
 
 def _checked_interval(interval: float) -> float:

@@ -11,16 +11,19 @@ from pathlib import Path
 import pytest
 
 from mpkit._platform.processes import identity
+from mpkit._shm.memory import names
 from mpkit._shm.memory.segment import PAGE, Segment
 from mpkit.cli.doctor import leftovers
 
 # Larger than any pid of Linux.
 NOBODY = 2**22 + 1
+# The end of the names. Files count as used by their names, so two runs of these tests must not have the same.
+RANDOM = os.urandom(8).hex()
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(leftovers, "SHM_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(names, "SHM_DIRECTORY", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
 
@@ -33,8 +36,8 @@ def put(folder: Path, name: str) -> Path:
 
 
 def test_a_file_of_a_dead_process_is_found_and_removed(folder: Path) -> None:
-    path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
-    semaphore = put(folder, f"sem.mpkit-queue-{NOBODY}-1-0123456789abcdef-0")
+    path = put(folder, f"mpkit-queue-{NOBODY}-1-{RANDOM}")
+    semaphore = put(folder, f"sem.mpkit-queue-{NOBODY}-1-{RANDOM}-0")
     found = leftovers.find()
     assert [left.path for left in found] == [str(path), str(semaphore)]
     assert found[0].size_bytes == 100
@@ -51,7 +54,7 @@ def test_where_there_is_no_temporary_directory_shared_memory_is_looked_through(
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr("tempfile.gettempdir", refuse)
-    path = put(folder, f"mpkit-test-{NOBODY}-1-0123456789abcdef")
+    path = put(folder, f"mpkit-test-{NOBODY}-1-{RANDOM}")
     assert [left.path for left in leftovers.find()] == [str(path)]
 
 
@@ -61,8 +64,8 @@ def test_a_file_in_use_is_no_leftover_by_whichever_path(
     """If it is looked up through a link to the folder, it must not be removed either."""
     link = tmp_path_factory.mktemp("way") / "link"
     link.symlink_to(folder)
-    monkeypatch.setattr(leftovers, "SHM_DIRECTORY", str(link))
-    path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
+    monkeypatch.setattr(names, "SHM_DIRECTORY", str(link))
+    path = put(folder, f"mpkit-queue-{NOBODY}-1-{RANDOM}")
     os.truncate(path, PAGE)
     segment = Segment.attach(str(path))
     assert leftovers.find() == []
@@ -74,7 +77,7 @@ def test_a_file_in_use_is_no_leftover_by_whichever_path(
 def test_a_file_that_is_opened_just_before_its_creator_dies_is_no_leftover(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
+    path = put(folder, f"mpkit-queue-{NOBODY}-1-{RANDOM}")
     os.truncate(path, PAGE)
     opened: list[Segment] = []
 
@@ -89,14 +92,14 @@ def test_a_file_that_is_opened_just_before_its_creator_dies_is_no_leftover(
 
 def test_a_file_of_a_reused_pid_is_found(folder: Path) -> None:
     me = identity.current()
-    put(folder, f"mpkit-pool-{me.pid}-{me.started + 1}-0123456789abcdef")
+    put(folder, f"mpkit-pool-{me.pid}-{me.started + 1}-{RANDOM}")
     assert len(leftovers.find()) == 1
 
 
 def test_a_file_of_a_living_process_is_no_leftover(folder: Path) -> None:
     me = identity.current()
-    put(folder, f"mpkit-pool-{me.pid}-{me.started}-0123456789abcdef")
-    put(folder, f"sem.mpkit-pool-{me.pid}-{me.started}-0123456789abcdef-0")
+    put(folder, f"mpkit-pool-{me.pid}-{me.started}-{RANDOM}")
+    put(folder, f"sem.mpkit-pool-{me.pid}-{me.started}-{RANDOM}-0")
     assert leftovers.find() == []
 
 
@@ -107,8 +110,8 @@ def test_a_file_that_is_open_is_no_leftover_behind_a_link(
     link = folder / "link"
     link.symlink_to(folder)
     monkeypatch.setattr("tempfile.tempdir", str(link))
-    monkeypatch.setattr(leftovers, "SHM_DIRECTORY", "/nowhere")
-    path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
+    monkeypatch.setattr(names, "SHM_DIRECTORY", "/nowhere")
+    path = put(folder, f"mpkit-queue-{NOBODY}-1-{RANDOM}")
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 100):
         assert leftovers.find() == []
     assert [left.path for left in leftovers.find()] == [str(path)]
@@ -133,13 +136,13 @@ def test_a_file_that_mpkit_has_not_named_is_left_alone(folder: Path, name: str) 
 
 def test_a_link_and_a_folder_are_left_alone(folder: Path) -> None:
     target = put(folder, "precious")
-    (folder / f"mpkit-queue-{NOBODY}-1-0123456789abcdef").symlink_to(target)
-    (folder / f"mpkit-queue-{NOBODY}-1-0123456789abcdee").mkdir()
+    (folder / f"mpkit-queue-{NOBODY}-1-{RANDOM}").symlink_to(target)
+    (folder / f"mpkit-queue-{NOBODY}-2-{RANDOM}").mkdir()
     assert leftovers.find() == []
 
 
 def test_a_file_that_disappears_meanwhile_does_no_harm(folder: Path) -> None:
-    path = put(folder, f"mpkit-queue-{NOBODY}-1-0123456789abcdef")
+    path = put(folder, f"mpkit-queue-{NOBODY}-1-{RANDOM}")
     found = leftovers.find()
     os.unlink(path)
     assert leftovers.remove(found) == []

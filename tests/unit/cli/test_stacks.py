@@ -12,7 +12,7 @@ import pytest
 
 from mpkit.cli.main import main
 from mpkit.errors import AccessDenied, ProcessGone
-from mpkit.introspect import _stacks
+from mpkit.introspect import _pools, _stacks
 
 
 def test_each_worker_is_shown_even_if_others_do_not_answer(
@@ -50,5 +50,5 @@ def test_one_that_names_a_socket_as_its_pipe_is_no_worker_of_ours() -> None:
     """Any user may; the others are shown all the same."""
     with socket.socket() as other:
         row: Any = SimpleNamespace(stack_pipe=other.fileno())
-        (answer,) = _stacks.stacks_of([_stacks.FoundWorker(psutil.Process(), row)])
+        (answer,) = _stacks.stacks_of([_pools.FoundWorker(psutil.Process(), row)])
     assert isinstance(answer, ProcessGone)

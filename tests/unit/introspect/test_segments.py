@@ -28,7 +28,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="file descriptors sho
 
 
 def mine() -> list[str]:
-    return [segment.name for segment in _segments.segments_of(find(os.getpid()))]
+    return [segment.name for segment in _segments.segments_of(find(os.getpid()), "queue")]
 
 
 def test_the_creator_is_read_from_the_names_that_mpkit_gives() -> None:
@@ -36,8 +36,8 @@ def test_the_creator_is_read_from_the_names_that_mpkit_gives() -> None:
     me = identity.current()
     segment = Segment.create(1, kind="test")
     try:
-        assert _segments.kind_of(segment.name) == "test"
-        assert _segments.creator(os.path.basename(segment.name)) == (me.pid, me.started)
+        assert _segments._kind_of(segment.name) == "test"
+        assert _segments.creator(segment.name) == (me.pid, me.started)
     finally:
         segment.close()
 

@@ -161,7 +161,7 @@ def test_on_windows_a_child_is_known_too(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 AS_ON_WINDOWS = """
-import importlib, mmap, os, pkgutil, select, signal, socket, sys, types
+import importlib, mmap, os, pkgutil, select, signal, socket, sys
 from multiprocessing import context, reduction
 
 import _socket
@@ -180,7 +180,6 @@ for name in ("fcntl", "grp", "pwd", "resource", "termios"):
     sys.modules[name] = None
 for name in ("forkserver", "popen_fork", "popen_forkserver", "popen_spawn_posix", "resource_tracker"):
     sys.modules[f"multiprocessing.{name}"] = None
-sys.modules["msvcrt"] = types.ModuleType("msvcrt")
 there = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL", "SIG_IGN"}
 for module, lacks in (
     (os, {"O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "WEXITED", "WNOHANG", "WNOWAIT", "fork", "geteuid"}),

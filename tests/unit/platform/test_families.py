@@ -283,8 +283,8 @@ def test_a_fork_in_progress_is_waited_for(monkeypatch: pytest.MonkeyPatch, held:
 def test_a_process_that_never_stops_is_killed_all_the_same(
     monkeypatch: pytest.MonkeyPatch, held: bool
 ) -> None:
-    monkeypatch.setattr(families, "_STOPPING_PATIENCE_S", 0.01)
-    monkeypatch.setattr(families, "_HELD_PATIENCE_S", 0.01)
+    monkeypatch.setattr(families, "_STOPPING_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(families, "_HELD_PATIENCE_SECONDS", 0.01)
     scene = SlowFork(monkeypatch, 1e9, held=held)
     families.kill_families([scene.parent])
     assert scene.sent[-1] == (signal.SIGKILL, scene.parent)
@@ -293,8 +293,8 @@ def test_a_process_that_never_stops_is_killed_all_the_same(
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait long for a process to stop: it needs a core for that, and perhaps pages from a disk."""
-    monkeypatch.setattr(families, "_STOPPING_PATIENCE_S", PATIENCE)
-    monkeypatch.setattr(families, "_HELD_PATIENCE_S", PATIENCE)
+    monkeypatch.setattr(families, "_STOPPING_PATIENCE_SECONDS", PATIENCE)
+    monkeypatch.setattr(families, "_HELD_PATIENCE_SECONDS", PATIENCE)
 
 
 @pytest.mark.usefixtures("patient")

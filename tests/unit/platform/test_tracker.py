@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import threading
-from multiprocessing import spawn
+from multiprocessing import resource_tracker, spawn
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,11 @@ from tests.helpers.waiting import PATIENCE
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is none on Windows")
 
 NAME = "/mpkit-not-there"
+
+
+def lock_of_tracker() -> Any:
+    """The lock that is held while a thread talks to the tracker."""
+    return vars(resource_tracker)["_resource_tracker"]._lock
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def test_a_name_unregistered_during_another_message_is_sent_with_the_next(
     told: list[tuple[str, str, str]],
 ) -> None:
     """A garbage collection may do that. On Python 3.10 it would deadlock, later Pythons would raise."""
-    with tracker._lock():
+    with lock_of_tracker():
         tracker.untrack(NAME, "semaphore")
     assert told == []
     tracker.track([NAME], "shared_memory")
@@ -55,7 +61,7 @@ def test_a_name_unregistered_during_another_message_is_sent_with_the_next(
 def test_a_name_that_comes_again_is_forgotten_at_once(told: list[tuple[str, str, str]]) -> None:
     """If its removal were sent later, the tracker would forget the new use of the name, and then complain."""
     # As if another thread were just sending the messages on the list.
-    with tracker._lock():
+    with lock_of_tracker():
         assert Semaphore.private().acquire(False)
     assert [what for what, _, _ in told] == ["REGISTER", "UNREGISTER"]
 
@@ -129,7 +135,7 @@ def test_a_child_does_not_send_pending_messages_of_its_parent(told: list[tuple[s
         tracker.track([NAME], "shared_memory")
         assert told == [("REGISTER", NAME, "shared_memory")]
 
-    with tracker._lock():
+    with lock_of_tracker():
         tracker.untrack(NAME, "semaphore")
     assert forked(child) == 0
     assert told == []
@@ -142,12 +148,12 @@ def test_a_fork_while_another_thread_uses_the_tracker_leaves_no_lock_behind() ->
     talking, go_on = threading.Event(), threading.Event()
 
     def talk() -> None:
-        with tracker._lock():
+        with lock_of_tracker():
             talking.set()
             go_on.wait(PATIENCE)
 
     def child() -> None:
-        lock = tracker._lock()
+        lock = lock_of_tracker()
         assert lock.acquire(False), "the child would wait for a thread that it does not have"
         lock.release()
 
@@ -156,7 +162,7 @@ def test_a_fork_while_another_thread_uses_the_tracker_leaves_no_lock_behind() ->
     try:
         assert talking.wait(PATIENCE)
         assert forked(child) == 0
-        assert not tracker._lock().acquire(False), "the parent's lock is that thread's"
+        assert not lock_of_tracker().acquire(False), "the parent's lock is that thread's"
     finally:
         go_on.set()
         thread.join(PATIENCE)
@@ -172,7 +178,7 @@ def test_an_exception_of_a_signal_handler_leaves_the_tracker_unlocked(
 ) -> None:
     """Otherwise (before Python 3.11.6) the next queue, lock or pool would wait for ever."""
     lock = threading.Lock()
-    monkeypatch.setattr(tracker, "_lock", lambda: lock)
+    monkeypatch.setattr(tracker, "_tracker", lambda: SimpleNamespace(_lock=lock))
 
     def on_signal(_signum: int, _frame: object) -> None:
         raise Alarm

@@ -66,7 +66,7 @@ def test_a_dropped_blob_is_removed_unless_it_was_handed_over() -> None:
     gc.collect()
     assert os.path.exists(name)
     # This stands for the process that received it.
-    names.own(name, "segment")
+    names.own(name, "shared_memory")
     names.remove(name)
     assert not os.path.exists(name)
 

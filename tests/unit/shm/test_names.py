@@ -20,7 +20,7 @@ from tests.helpers.waiting import PATIENCE
 def file(tmp_path: Path) -> Iterator[str]:
     path = tmp_path / "mpkit-test-1-1-0"
     path.touch()
-    names.own(str(path), "segment")
+    names.own(str(path), "shared_memory")
     yield str(path)
     names.remove(str(path))
 
@@ -49,7 +49,7 @@ def test_a_name_that_may_not_be_removed_is_left_to_the_tracker(
         raise PermissionError(errno.EPERM, "not permitted", path)
 
     forgotten: list[str] = []
-    monkeypatch.setattr(names, "_tracked", lambda _name, _kind: True)
+    monkeypatch.setattr(names, "_is_tracked", lambda _name, _rtype: True)
     monkeypatch.setattr(tracker, "untrack", lambda name, _kind: forgotten.append(name))
     if not exists:
         os.unlink(file)
@@ -85,19 +85,19 @@ def test_a_name_that_may_be_needed_lingers(file: str, monkeypatch: pytest.Monkey
         return needed[0]
 
     names.let_go(file, "the object", in_use)
-    names._sweep()
+    names._remove_due()
     assert asked == []
     for _ in range(2):
         now[0] += names.LINGER_SECONDS + 1
-        names._sweep()
+        names._remove_due()
         assert os.path.exists(file)
     assert asked == ["the object"] * 2
     needed[0] = False
     now[0] += names.LINGER_SECONDS - 1
-    names._sweep()
+    names._remove_due()
     assert os.path.exists(file)
     now[0] += 2
-    names._sweep()
+    names._remove_due()
     assert not os.path.exists(file)
     assert not names._lingering
 
@@ -121,7 +121,7 @@ def test_if_many_names_linger_they_are_checked_sooner(
     for about in ("kept", "a", "b"):
         of_each[about] = [str(tmp_path / f"mpkit-{about}-{number}") for number in range(2)]
         for name in of_each[about]:
-            names.own(name, "segment")
+            names.own(name, "shared_memory")
             Path(name).touch()
         for name in of_each[about]:
             names.let_go(name, about, in_use)
@@ -130,17 +130,17 @@ def test_if_many_names_linger_they_are_checked_sooner(
         return [about for about in of_each for name in of_each[about] if os.path.exists(name)]
 
     assert asked == []
-    names.own(file, "segment")
+    names.own(file, "shared_memory")
     assert asked == [], "checked too soon: a message may be unpickled once more"
     monkeypatch.setattr(names, "_LEAST_LINGER_SECONDS", 0.0)
-    names.own(file, "segment")
+    names.own(file, "shared_memory")
     assert asked == ["kept", "a"]
     needed.remove("a")
     names.own(file, "semaphore")
-    names.own(file, "segment")
+    names.own(file, "shared_memory")
     assert asked == ["kept", "a", "b", "kept"]
     assert left() == ["kept"] * 2 + ["a"] * 2
-    names.own(file, "segment")
+    names.own(file, "shared_memory")
     assert asked == ["kept", "a", "b", "kept"], "there are few now"
     names.remove_unneeded()
     assert left() == ["kept"] * 2
@@ -156,10 +156,10 @@ def test_only_what_the_resource_tracker_can_remove_is_tracked(
     tracked: list[tuple[str, str, str]] = []
     monkeypatch.setattr(tracker, "track", lambda new, kind: tracked.extend(("+", name, kind) for name in new))
     monkeypatch.setattr(tracker, "untrack", lambda name, kind: tracked.append(("-", name, kind)))
-    names.own(str(tmp_path / "mpkit-a"), "segment")
+    names.own(str(tmp_path / "mpkit-a"), "shared_memory")
     names.remove(str(tmp_path / "mpkit-a"))
     assert tracked == []
-    names.own(f"{names.SHM_DIRECTORY}/mpkit-test-0-0-none", "segment")
+    names.own(f"{names.SHM_DIRECTORY}/mpkit-test-0-0-none", "shared_memory")
     names.remove(f"{names.SHM_DIRECTORY}/mpkit-test-0-0-none")
     name = "/mpkit-test-0-0-none"
     assert tracked == [("+", name, "shared_memory"), ("-", name, "shared_memory")]
@@ -178,7 +178,7 @@ def test_macos_allows_thirty_one_characters(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_at_the_exit_everything_goes(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "_owned", {file: "segment"})
+    monkeypatch.setattr(names, "_owned", {file: "shared_memory"})
     monkeypatch.setattr(names, "_lingering", type(names._lingering)())
     names.let_go(file, file, lambda _about, *, under_way=False: True)
     names._remove_all()
@@ -199,5 +199,5 @@ def test_a_signal_handler_in_the_middle_may_wait_for_a_thread_that_removes_a_nam
 
     monkeypatch.setattr(names, "_exit_hook_pid", 0)
     monkeypatch.setattr(names, "at_exit_after_children_joined", on_signal)
-    names.own(str(tmp_path / "mpkit-test-1-1-1"), "segment")
+    names.own(str(tmp_path / "mpkit-test-1-1-1"), "shared_memory")
     names.remove(str(tmp_path / "mpkit-test-1-1-1"))

@@ -20,8 +20,6 @@ from mpkit._platform.files.positioned import read_at, write_all
 from mpkit._platform.hints import override
 from mpkit._platform.stdlib.passing import PassedDescriptor, pass_descriptor
 
-__all__ = ["AnonymousFile"]
-
 #: The errors of memfd_create(2) in sandboxes that do not support or allow it, and on systems where a program
 #: has to declare that the file will not be executed (vm.memfd_noexec = 2), for which older Pythons have no
 #: flag.

@@ -9,8 +9,6 @@ import os
 import sys
 from typing import Final
 
-__all__ = ["NOT_INHERITED", "NO_LINK", "NO_TERMINAL", "NO_WAIT", "file_behind", "is_ours", "is_still"]
-
 # Flags for `os.open`, as far as the system has them.
 NOT_INHERITED: Final = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 """Programs that are started do not inherit the descriptor; and no translation of line ends (on Windows)."""

@@ -15,8 +15,6 @@ from typing import Any, Final
 from mpkit._platform.files.positioned import read_at
 from mpkit._platform.processes.identity import is_lack_of_means
 
-__all__ = ["MAP_HAS_DESCRIPTOR", "MOST_MAPS", "give_back", "map_file", "map_privately", "map_read_only"]
-
 #: Whether each `mmap` object keeps a descriptor (which is not needed here); from Python 3.13 on this can be
 #: avoided.
 MAP_HAS_DESCRIPTOR: Final = sys.version_info < (3, 13)

@@ -18,22 +18,6 @@ from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
 _BYTE: Final = 0
 
-if sys.platform == "win32":
-    import msvcrt
-
-    def _change_record(fd: int, *, lock: bool) -> None:
-        """Acquire or release the record lock of this process."""
-        os.lseek(fd, 0, os.SEEK_SET)
-        msvcrt.locking(fd, msvcrt.LK_NBLCK if lock else msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _change_record(fd: int, *, lock: bool) -> None:
-        """Acquire or release the record lock of this process."""
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if lock else fcntl.LOCK_UN, 1)
-
-
 # These contain weak references without callbacks, because Ctrl-C would be lost in a callback.
 #: The open files that have locks in this process, by descriptor; a forked child closes its copies.
 _held: dict[int, weakref.ref[FileIO]] = {}
@@ -159,6 +143,15 @@ def _open_again(fd: int) -> FileIO | None:
         return FileIO(f"/proc/self/fd/{fd}", "r+")
     except OSError:
         return None
+
+
+def _change_record(fd: int, *, lock: bool) -> None:
+    """Acquire or release the record lock of this process."""
+    if sys.platform == "win32":
+        raise NotImplementedError("there is no shared memory on Windows, and so nothing to lock")
+    import fcntl  # noqa: PLC0415  POSIX only
+
+    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if lock else fcntl.LOCK_UN, 1)
 
 
 def _let_go_in_child() -> None:

@@ -11,8 +11,6 @@ import os
 import sys
 from io import FileIO
 
-__all__ = ["ARE_KNOWN", "LOCKED", "MARKED", "UNLOCKED", "change", "look"]
-
 if sys.platform == "linux":
     import fcntl
     import struct

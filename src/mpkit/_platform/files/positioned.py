@@ -9,8 +9,6 @@ import os
 import sys
 import threading
 
-__all__ = ["read_at", "write_all"]
-
 if sys.platform == "win32":
     # Windows has no such calls, but no fork either, so only threads share a position.
     _position = threading.Lock()

@@ -18,8 +18,6 @@ from typing import Final
 from mpkit._platform.files import own_locks
 from mpkit._platform.files.descriptors import NOT_INHERITED
 
-__all__ = ["is_marked", "mark", "mark_of_its_own", "nobody_uses"]
-
 # Far from the first byte, which `filelock` locks, and from everything that is ever mapped.
 _BYTE: Final = 1 << 62
 

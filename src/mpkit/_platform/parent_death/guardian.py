@@ -32,8 +32,6 @@ from mpkit._platform.processes import families
 from mpkit._platform.processes.exits import ExitWatcher
 from mpkit._platform.processes.identity import ProcessIdentity
 
-__all__ = ["IGNORED", "Guardian", "main"]
-
 #: Signals that are meant for the application if they are sent to a whole process group, or to all processes
 #: with the program's name. (By name, because not every system has all of them.)
 IGNORED: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2")

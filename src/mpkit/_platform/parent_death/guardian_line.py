@@ -17,8 +17,6 @@ from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib.passing import PassedDescriptor, PlainSocket, pass_descriptor, python_executable
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
-__all__ = ["GuardianLine"]
-
 _AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
@@ -95,8 +93,8 @@ class GuardianLine:
 
     def _on_the_line(self, use: Callable[[PlainSocket], object]) -> object | None:
         """Call `use` with the socket, and return its result; None if there is no connection."""
-        descriptor = self._descriptor
-        if sys.platform == "win32" or descriptor is None or not self._is_ours(descriptor):
+        descriptor = self._open_descriptor()
+        if sys.platform == "win32" or descriptor is None:
             return None
         # Deferred: if an interrupt came before `detach`, the socket object would close the descriptor.
         with deferred_interrupts():
@@ -111,21 +109,18 @@ class GuardianLine:
 
     def for_child(self) -> PassedDescriptor | None:
         """The descriptor, in a form that can be pickled for a child that is being started."""
-        descriptor = self._descriptor
-        if descriptor is None or not self._is_ours(descriptor):
-            return None
-        return pass_descriptor(descriptor)
+        descriptor = self._open_descriptor()
+        return None if descriptor is None else pass_descriptor(descriptor)
 
     def adopt(self, descriptor: int) -> None:
         """Use the socket with this descriptor from now on."""
-        if (
-            self._descriptor is not None
-            and self._descriptor != descriptor
-            and self._is_ours(self._descriptor)
-        ):
-            os.close(self._descriptor)
+        before = self._open_descriptor()
+        if before is not None and before != descriptor:
+            os.close(before)
         os.set_inheritable(descriptor, False)
         self._descriptor, self._socket = descriptor, file_behind(descriptor)
 
-    def _is_ours(self, descriptor: int) -> bool:
-        return is_still(descriptor, self._socket)
+    def _open_descriptor(self) -> int | None:
+        """The descriptor, if there is one and it still refers to our socket."""
+        descriptor = self._descriptor
+        return descriptor if descriptor is not None and is_still(descriptor, self._socket) else None

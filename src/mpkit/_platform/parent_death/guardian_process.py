@@ -13,8 +13,6 @@ from mpkit._platform.parent_death import guardian
 from mpkit._platform.processes.family_tree import GUARDIAN
 from mpkit._platform.stdlib import passing
 
-__all__ = ["IS_POSSIBLE", "start"]
-
 _FILE: Final = os.path.abspath(guardian.__file__)
 _PROGRAM: Final = (
     # It is isolated from the environment and runs without `site`, so it must be told where mpkit is.

@@ -33,8 +33,6 @@ from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.stdlib.passing import PassedDescriptor
 from mpkit._platform.threads.forks import in_forked_children
 
-__all__ = ["ParentLink", "guardian_pid", "signal_to_end", "take_along"]
-
 # This many lines in one write are far shorter than what the kernel would split.
 _LINES_AT_ONCE = 20
 
@@ -78,7 +76,9 @@ class ParentLink:
     def die_with_parent(self) -> None:
         """In the child, before anything else: die with the parent from now on, unless it is an orphan."""
         if not self._register(identity.current()) and not self._orphan:
-            _watch_from_a_thread(self._parent)
+            threading.Thread(
+                target=_die_after, args=(self._parent,), name="mpkit-parent-watch", daemon=True
+            ).start()
 
     def is_parent_alive(self) -> bool:
         """Whether the parent has not ended yet."""
@@ -128,11 +128,7 @@ _line = GuardianLine()
 in_forked_children(_line.after_fork)
 
 
-def _watch_from_a_thread(parent: ProcessIdentity) -> None:
-    threading.Thread(target=_await_the_end_of, args=(parent,), name="mpkit-parent-watch", daemon=True).start()
-
-
-def _await_the_end_of(parent: ProcessIdentity) -> None:
+def _die_after(parent: ProcessIdentity) -> None:
     watcher = ExitWatcher()
     if watcher.add(parent):
         watcher.wait(None)

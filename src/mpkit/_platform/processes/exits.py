@@ -19,15 +19,13 @@ from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.threads.deadlines import deadline_of, remaining
-from mpkit._platform.threads.readiness import LONGEST_WAIT_S, wait_readable
-
-__all__ = ["MOST_EVENTS", "ExitWatcher", "wait_gone"]
+from mpkit._platform.threads.readiness import LONGEST_WAIT_SECONDS, wait_readable
 
 MOST_EVENTS: Final = 32
 """How many descriptors to use at most to wait for any number of processes: the program needs some, too."""
 
 # The polling interval for processes without an event.
-_EXAMINE_EVERY_S = 0.2
+_EXAMINE_EVERY_SECONDS = 0.2
 
 
 class ExitWatcher:
@@ -96,9 +94,9 @@ class ExitWatcher:
         deadline = deadline_of(timeout)
         while True:
             left = remaining(deadline)
-            pause = None if left is None else min(left, LONGEST_WAIT_S)
+            pause = None if left is None else min(left, LONGEST_WAIT_SECONDS)
             if self._blind:
-                pause = _EXAMINE_EVERY_S if pause is None else min(pause, _EXAMINE_EVERY_S)
+                pause = _EXAMINE_EVERY_SECONDS if pause is None else min(pause, _EXAMINE_EVERY_SECONDS)
             ended, readable = self._source.wait(pause, also)
             ended |= {process for process in self._blind if not identity.is_alive(process)}
             if ended and also is not None and not readable:
@@ -163,7 +161,7 @@ class _Events:
         """Wait for events, for `timeout` at most; return who has ended, and whether `also` is readable."""
         if also is None:
             # There is nothing to wait for, so never wait without a limit.
-            time.sleep(_EXAMINE_EVERY_S if timeout is None else timeout)
+            time.sleep(_EXAMINE_EVERY_SECONDS if timeout is None else timeout)
             return set(), False
         return set(), wait_readable(also, timeout)
 

@@ -19,8 +19,6 @@ from mpkit._platform.signals.names import KILL
 from mpkit._platform.threads import deadlines
 from mpkit._platform.threads.clock import CLOCK
 
-__all__ = ["kill_families", "signal_families", "wait_families_gone"]
-
 # How often to look for new members of a family that is being stopped. After a few rounds there are none,
 # unless a member belongs to another user, so that it cannot be stopped, and keeps starting processes.
 _MOST_ROUNDS: Final = 100
@@ -28,15 +26,15 @@ _MOST_ROUNDS: Final = 100
 # How long to wait until a process that was sent SIGSTOP has stopped, for which it must get a core; and how
 # long for one that waits inside the kernel, perhaps for hours (for a disk, or for a child of vfork that is
 # stopped itself).
-_STOPPING_PATIENCE_S: Final = 1.0
-_HELD_PATIENCE_S: Final = 0.1
-_FIRST_PAUSE_S: Final = 0.0001
-_LONGEST_PAUSE_S: Final = 0.005
+_STOPPING_PATIENCE_SECONDS: Final = 1.0
+_HELD_PATIENCE_SECONDS: Final = 0.1
+_FIRST_PAUSE_SECONDS: Final = 0.0001
+_LONGEST_PAUSE_SECONDS: Final = 0.005
 
 # While a family ends, when to look for processes that it starts meanwhile: first after the first time, then
 # at growing intervals up to the second. A look takes a millisecond or two.
-_FIRST_LOOK_S: Final = 0.005
-_LATER_LOOKS_S: Final = 0.25
+_FIRST_LOOK_SECONDS: Final = 0.005
+_LATER_LOOKS_SECONDS: Final = 0.25
 
 
 # What a process that has to stop is doing: it is running; it waits inside the kernel, or this cannot be
@@ -180,7 +178,7 @@ def _stop(moving: list[ProcessIdentity]) -> list[ProcessIdentity]:
     if sys.platform == "win32":
         return moving
     began = CLOCK.monotonic()
-    pause = _FIRST_PAUSE_S
+    pause = _FIRST_PAUSE_SECONDS
     while moving:
         # Repeated, because a process that is continued before it has stopped does not stop.
         for process in moving:
@@ -188,13 +186,13 @@ def _stop(moving: list[ProcessIdentity]) -> list[ProcessIdentity]:
         # A process that was sent the signal may not have stopped yet: since Linux 4.19 a fork that is under
         # way is completed first. Until then the child cannot be found, and it does not inherit the signal.
         passed = CLOCK.monotonic() - began
-        given_up = {_STILL} if passed < _HELD_PATIENCE_S else {_STILL, _HELD}
+        given_up = {_STILL} if passed < _HELD_PATIENCE_SECONDS else {_STILL, _HELD}
         moving = [process for process in moving if _motion(process) not in given_up]
-        if passed >= _STOPPING_PATIENCE_S:
+        if passed >= _STOPPING_PATIENCE_SECONDS:
             break
         if moving:
             time.sleep(pause)
-            pause = min(2.0 * pause, _LONGEST_PAUSE_S)
+            pause = min(2.0 * pause, _LONGEST_PAUSE_SECONDS)
     return moving
 
 
@@ -232,7 +230,7 @@ def wait_families_gone(roots: Iterable[ProcessIdentity], timeout: float | None) 
     Blocking: for at most `timeout`.
     """
     deadline = deadlines.deadline_of(timeout)
-    pause = _FIRST_LOOK_S
+    pause = _FIRST_LOOK_SECONDS
     living = family_tree.with_descendants(roots)
     while True:
         left = deadlines.remaining(deadline)
@@ -240,4 +238,4 @@ def wait_families_gone(roots: Iterable[ProcessIdentity], timeout: float | None) 
         if not living or left == 0.0:
             return living
         living = family_tree.with_descendants(living)
-        pause = min(2.0 * pause, _LATER_LOOKS_S)
+        pause = min(2.0 * pause, _LATER_LOOKS_SECONDS)

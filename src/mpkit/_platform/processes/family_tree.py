@@ -15,19 +15,6 @@ from typing import Final
 from mpkit._platform.processes import identity, stat_file
 from mpkit._platform.processes.identity import ProcessIdentity
 
-__all__ = [
-    "GUARDIAN",
-    "HOUSEKEEPERS",
-    "children_of",
-    "descendants",
-    "descendants_if_seen",
-    "descendants_since",
-    "fork_servers_of",
-    "has_children",
-    "is_childless",
-    "with_descendants",
-]
-
 GUARDIAN: Final = "from mpkit._platform.parent_death.guardian import main"
 """The beginning of the guardian's program, by which it is recognised."""
 
@@ -39,7 +26,7 @@ _FORK_SERVER: Final = "multiprocessing.forkserver"
 # How often, and after which pause, to read the table of processes again if no descriptor is left for that:
 # others may be closed at any time, for which there is no event.
 _LOOKS: Final = 20
-_PAUSE_S: Final = 0.01
+_PAUSE_SECONDS: Final = 0.01
 
 if sys.platform == "linux":
 
@@ -258,7 +245,7 @@ def descendants_if_seen(
         except OSError as error:
             if not identity.is_lack_of_means(error):
                 raise
-            time.sleep(_PAUSE_S)
+            time.sleep(_PAUSE_SECONDS)
     return []
 
 

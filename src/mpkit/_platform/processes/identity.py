@@ -14,9 +14,6 @@ from typing import Any, NamedTuple
 from mpkit._platform.processes import stat_file
 from mpkit._platform.threads.forks import in_forked_children
 
-__all__ = ["ProcessIdentity", "current", "is_alive", "is_lack_of_means", "look", "of"]
-
-
 # No descriptor left (in this process or in the system), or no memory.
 _NO_MEANS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 

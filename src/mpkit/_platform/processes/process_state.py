@@ -6,8 +6,6 @@ from enum import Enum
 
 from mpkit._platform.hints import override
 
-__all__ = ["ProcessState"]
-
 
 class ProcessState(Enum):
     """What a process is doing: the three classic states, and those before and after them.

@@ -10,8 +10,6 @@ from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.signals.interrupts import deferred_interrupts
 
-__all__ = ["may_be_signalled", "send_signal", "send_signal_if_allowed"]
-
 
 def send_signal(process: ProcessIdentity, signum: int) -> bool:
     """Send a signal to this process, never to another one that has got the same pid.

@@ -8,8 +8,6 @@ import time
 
 from mpkit._platform.threads.clock import CLOCK
 
-__all__ = ["StartClock"]
-
 # How often to read the two clocks at most, until the readings are close enough: if this thread loses its core
 # in between, one of them is read too late.
 _TRIES = 10

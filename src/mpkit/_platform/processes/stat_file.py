@@ -5,19 +5,6 @@ from __future__ import annotations
 import os
 from typing import Final
 
-__all__ = [
-    "ENDED",
-    "NOT_RUNNING",
-    "PARENT",
-    "STARTED",
-    "STATE",
-    "SYSTEM_TICKS",
-    "USER_TICKS",
-    "fields_of",
-    "is_stopped",
-    "thread_states",
-]
-
 # The indices of fields in the result of `fields_of`. (proc(5) counts from 1, and has two more fields in
 # front.)
 STATE, PARENT, USER_TICKS, SYSTEM_TICKS, _THREADS, STARTED = 0, 1, 11, 12, 17, 19

@@ -9,8 +9,6 @@ import os
 from collections.abc import Iterator
 from os.path import join
 
-__all__ = ["hierarchies", "lines_of"]
-
 
 def hierarchies(controller: str, root: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
     """The directories of this process's control groups, for one kind of resource.

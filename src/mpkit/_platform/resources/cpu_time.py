@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["cpu_seconds"]
-
 if sys.platform == "linux":
     from mpkit._platform.processes import stat_file
 

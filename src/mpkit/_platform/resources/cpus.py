@@ -9,8 +9,6 @@ import sys
 
 from mpkit._platform.resources.cgroups import hierarchies, lines_of
 
-__all__ = ["usable_cpus"]
-
 
 def usable_cpus() -> int:
     """The number of CPUs this process may really use, at least 1.

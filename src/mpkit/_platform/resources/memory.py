@@ -8,8 +8,6 @@ import sys
 
 from mpkit._platform.resources.cgroups import hierarchies, lines_of
 
-__all__ = ["oom_killed_since", "oom_kills", "rss_bytes"]
-
 if sys.platform == "linux":
     _PAGE = os.sysconf("SC_PAGE_SIZE")
 

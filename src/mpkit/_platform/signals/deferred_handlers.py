@@ -18,8 +18,6 @@ from typing import Final, cast
 from mpkit._platform.hints import Self
 from mpkit._platform.signals.signal_handlers import get_signal_handler, set_signal_handler, valid_signals
 
-__all__ = ["deferred_handlers", "end_deferral_of_handlers"]
-
 _Handler = Callable[[int, FrameType | None], object]
 
 _SIGNALS: Final = tuple(sorted(valid_signals() - {int(signal.SIGINT)}))

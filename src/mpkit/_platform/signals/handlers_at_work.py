@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = ["HandlerWatch", "is_caught", "threads_that_block"]
-
 if sys.platform == "linux":
 
     def is_caught(pid: int, signum: int) -> bool:

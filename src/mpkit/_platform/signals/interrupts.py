@@ -14,9 +14,6 @@ from mpkit._platform.hints import Self
 from mpkit._platform.signals.signal_handlers import get_signal_handler, set_signal_handler
 from mpkit._platform.threads.forks import in_forked_children
 
-__all__ = ["deferred_interrupts", "end_deferral", "without_interrupts"]
-
-
 _Handler = Callable[[int, FrameType | None], object]
 
 _SIGINT = int(signal.SIGINT)

@@ -6,8 +6,6 @@ import signal
 import sys
 from typing import Final
 
-__all__ = ["KILL", "how_it_ended", "signal_name"]
-
 if sys.platform == "win32":
     KILL: Final = signal.SIGTERM
     """The signal that ends a process at once; on Windows SIGTERM does."""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 else:
     import _signal
 
-__all__ = ["get_signal_handler", "set_signal_handler", "valid_signals"]
-
 get_signal_handler: Callable[[int], object] = _signal.getsignal
 set_signal_handler: Callable[[int, object], object] = cast("Any", _signal.signal)
 valid_signals: Callable[[], set[int]] = cast("Any", _signal.valid_signals)

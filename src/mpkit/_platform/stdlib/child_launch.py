@@ -22,10 +22,8 @@ from mpkit._platform.stdlib.tracker_process import start_tracker
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._platform.threads.forks import in_forked_children
 
-__all__ = ["Launch", "LaunchByServer", "LaunchOfOwn", "gives_way"]
-
 #: A launch takes longer than this only if it waits for a process that is stopped.
-_STUCK_S: Final = 1.0
+_STUCK_SECONDS: Final = 1.0
 
 #: How many descriptors a launch by the fork server needs at most (a socket and two pipes, and some for
 #: imports).
@@ -63,7 +61,7 @@ class Launch:
                     _launches.remove(self)
 
     def _is_stuck(self) -> bool:
-        return self._interrupts.has_arrived() and CLOCK.monotonic() - self._launch_began > _STUCK_S
+        return self._interrupts.has_arrived() and CLOCK.monotonic() - self._launch_began > _STUCK_SECONDS
 
     def _launched(self) -> None:
         """Called in the parent right after the launch."""

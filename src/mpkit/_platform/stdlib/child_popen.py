@@ -30,13 +30,11 @@ from mpkit._platform.threads.deadlines import deadline_of, remaining
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._platform.threads.readiness import wait_readable
 
-__all__ = ["popen_class"]
-
-_FIRST_PAUSE_S: Final = 0.005
-_LONGEST_PAUSE_S: Final = 0.2
+_FIRST_PAUSE_SECONDS: Final = 0.005
+_LONGEST_PAUSE_SECONDS: Final = 0.2
 
 #: How long to wait until the fork server tells the exit code of a process that has ended.
-_TOLD_WITHIN_S = 5.0
+_TOLD_WITHIN_SECONDS = 5.0
 
 _FIRST: Final = operator.itemgetter(0)
 
@@ -105,7 +103,7 @@ class _ExactWaiting:
 
     def wait(self, timeout: float | None = None) -> int | None:
         deadline = deadline_of(None if timeout is None else max(timeout, 0.0))
-        pause = _FIRST_PAUSE_S
+        pause = _FIRST_PAUSE_SECONDS
         while self.poll() is None and self._owner == os.getpid():
             left = remaining(deadline)
             ended = self._wait_for_end(left)
@@ -115,7 +113,7 @@ class _ExactWaiting:
                 # There is no descriptor to wait for, or it refers to another file by now (the program has
                 # closed descriptors that it does not own, or has none left). So poll.
                 time.sleep(pause if left is None else min(pause, left))
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         return self.returncode
 
     def _send_signal(self, signum: int) -> None:
@@ -276,7 +274,7 @@ class _ChildOfServer(_ExactWaiting, LaunchByServer):
                     return
                 # The process has ended, and a caller that has waited for this must not see it running. The
                 # server tells the exit code at once, unless it is stopped.
-                if not wait_readable(self.sentinel, _TOLD_WITHIN_S):
+                if not wait_readable(self.sentinel, _TOLD_WITHIN_SECONDS):
                     self._lose_code()
                     return
             with contextlib.suppress(OSError):
@@ -292,7 +290,7 @@ class _ChildOfServer(_ExactWaiting, LaunchByServer):
 
     @override
     def wait_for_end_and_code(self) -> None:
-        while self.wait(_TOLD_WITHIN_S) is None and self._owner == os.getpid():
+        while self.wait(_TOLD_WITHIN_SECONDS) is None and self._owner == os.getpid():
             process = self.identity
             if process is not None and not identity.is_alive(process):
                 self._guard.run(self._lose_code)

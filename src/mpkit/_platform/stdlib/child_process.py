@@ -30,28 +30,8 @@ from mpkit._platform.stdlib.preparation import starting_by
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit.errors import ClosedError
 
-__all__ = [
-    "ChildProcess",
-    "call_target",
-    "code_lost_because",
-    "exit_code_of",
-    "identity_of",
-    "interrupt",
-    "is_closed",
-    "is_created_here",
-    "is_current",
-    "is_started",
-    "look_at",
-    "peak_rss_bytes_of",
-    "show_name",
-    "take_back_start",
-    "target_of",
-    "wait_for_end_and_code",
-]
-
-
 # How long to wait until a killed process is reported to have ended.
-_PATIENCE_S = 5.0
+_PATIENCE_SECONDS = 5.0
 
 
 @in_forked_children
@@ -287,7 +267,7 @@ def take_back_start(
     its = vars(child)
     popen = its["_popen"]
     popen.kill()
-    popen.wait(_PATIENCE_S)
+    popen.wait(_PATIENCE_SECONDS)
     popen.close()
     _children().discard(child)
     its["_target"], its["_args"], its["_kwargs"] = target

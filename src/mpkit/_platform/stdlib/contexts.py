@@ -7,8 +7,6 @@ from multiprocessing.context import BaseContext
 
 from mpkit._platform.stdlib.preparation import chosen_start_method
 
-__all__ = ["resolve_context"]
-
 
 def resolve_context(context: str | BaseContext | None, *, name: str = "start_method") -> BaseContext:
     """The context with which to start processes.

@@ -19,8 +19,6 @@ from typing import Final
 
 from mpkit._platform.threads.forks import in_forked_children
 
-__all__ = ["at_exit_after_children_joined", "at_exit_before_children_joined", "at_exit_first"]
-
 
 class _ExitCallbacks:
     """The functions that this process calls at exit after multiprocessing has joined its children."""

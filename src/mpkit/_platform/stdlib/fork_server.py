@@ -22,8 +22,6 @@ from mpkit._platform.stdlib.tracker_process import start_tracker
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
-__all__ = ["start_fork_server"]
-
 #: Modules that are preloaded if the program has loaded them by now: most likely its main module imports them,
 #: and so will its children.
 _TAKEN: Final = ("mpkit.pool._facade", "mpkit.process.worker", "mpkit.queue", "mpkit.sync", "mpkit.compat")

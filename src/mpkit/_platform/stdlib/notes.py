@@ -19,8 +19,6 @@ from typing import Final, Literal, TypeAlias, cast
 
 from mpkit._platform.threads.forks import in_forked_children
 
-__all__ = ["SIZE", "TrackedType", "are_kept", "keep", "note", "read"]
-
 _RECORD: Final = 64
 _RECORDS: Final = 32
 #: The length of all notes in bytes.

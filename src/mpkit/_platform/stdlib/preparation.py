@@ -16,9 +16,6 @@ from collections.abc import Generator
 from multiprocessing import spawn
 from typing import Any, cast
 
-__all__ = ["chosen_start_method", "starting_by"]
-
-
 # When the main module has run to its end, the interpreter removes its `__file__`. But threads and exit
 # handlers go on, and a child that they start must find the functions of the main module. The reference is
 # weak, so that at the end of the program the objects of the main module are destroyed first, while the other

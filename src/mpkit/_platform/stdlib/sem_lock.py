@@ -32,8 +32,6 @@ else:
     if sys.platform != "win32":
         from _multiprocessing import sem_unlink as _sem_unlink
 
-__all__ = ["SEMAPHORE_KIND", "SemLock", "rebuild_semaphore", "sem_unlink"]
-
 SEMAPHORE_KIND: Final = 1
 """The `kind` argument of `SemLock` for a counting semaphore (0 is a recursive mutex)."""
 

@@ -34,8 +34,6 @@ from multiprocessing import connection, reduction
 from types import ModuleType
 from typing import ParamSpec, TypeVar
 
-__all__: list[str] = []
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -12,8 +12,6 @@ import os
 import signal
 import sys
 
-__all__: list[str] = []
-
 _is_server = True
 
 if sys.platform != "win32":

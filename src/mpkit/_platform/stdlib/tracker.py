@@ -28,8 +28,6 @@ from mpkit._platform.stdlib.tracker_process import start_tracker
 from mpkit._platform.threads.forks import in_forked_children
 from mpkit._platform.threads.interruptible_lock import is_free
 
-__all__ = ["Message", "in_one_message", "is_running", "send", "tell", "track", "unregister", "untrack"]
-
 Message: TypeAlias = tuple[Literal["REGISTER", "UNREGISTER"], str, TrackedType]
 
 #: Names that were untracked and that the tracker has not been told to forget yet.
@@ -132,13 +130,10 @@ def send(messages: Sequence[Message]) -> None:
 
 
 def _reaches_it(text: str) -> bool:
-    """Send the text to the tracker; False if it has died."""
-    from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
-
-    tracker: Any = vars(resource_tracker)["_resource_tracker"]
+    """Send the text to the tracker, which was started before; False if it has died."""
     # Without its lock (as multiprocessing itself before Python 3.14), because a signal handler could leave
     # that locked.
-    descriptor = tracker._fd
+    descriptor = _tracker()._fd
     if descriptor is None:
         return False
     try:
@@ -150,23 +145,25 @@ def _reaches_it(text: str) -> bool:
 
 def is_running() -> bool:
     """Whether this process has a resource tracker, which children that it spawns use, too."""
-    resource_tracker = sys.modules.get("multiprocessing.resource_tracker")
-    return resource_tracker is not None and vars(resource_tracker)["_resource_tracker"]._fd is not None
+    tracker = _tracker()
+    return tracker is not None and tracker._fd is not None
 
 
-def _lock() -> Any:  # noqa: ANN401  of a class that the versions do not agree on
-    """The lock that is held while a thread talks to the tracker: an RLock, before Python 3.11.6 a Lock."""
-    from multiprocessing import resource_tracker  # noqa: PLC0415  POSIX only
+def _tracker() -> Any:  # noqa: ANN401  of a private class
+    """The object through which multiprocessing talks to the tracker; None if it was not loaded so far.
 
-    return vars(resource_tracker)["_resource_tracker"]._lock
+    Its `_lock` is held while a thread talks to the tracker. It is an RLock, before Python 3.11.6 a Lock.
+    """
+    # Not imported, because a fork hook, which must not import anything, asks for it, too.
+    module = sys.modules.get("multiprocessing.resource_tracker")
+    return None if module is None else vars(module).get("_resource_tracker")
 
 
 @in_forked_children
 def _free_tracker_lock() -> None:
     # A thread of the parent that does not exist here may have held the lock. From 3.14 on Python does this
     # itself.
-    module = sys.modules.get("multiprocessing.resource_tracker")
-    tracker: Any = None if module is None else vars(module).get("_resource_tracker")
+    tracker = _tracker()
     if tracker is None:
         return
     lock = tracker._lock
@@ -186,9 +183,10 @@ def _forget_after_fork() -> None:
 
 
 def _is_talking() -> bool:
-    if sys.platform == "win32":
+    tracker = _tracker()
+    if tracker is None:
         return False
-    lock = _lock()
+    lock = tracker._lock
     if hasattr(lock, "_is_owned"):
         return bool(lock._is_owned())
     # Before 3.11.6 the lock does not know which thread has it; it may be this one.

@@ -18,8 +18,6 @@ import sys
 from multiprocessing import process, spawn
 from typing import Any
 
-__all__ = ["start_tracker"]
-
 
 def start_tracker() -> None:
     """Start the resource tracker, unless this process has one. Do nothing on Windows.

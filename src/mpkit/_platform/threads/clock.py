@@ -7,8 +7,6 @@ from collections.abc import Callable
 from importlib.util import module_from_spec
 from typing import Final
 
-__all__ = ["CLOCK"]
-
 
 class _Clock:
     """The clocks of the module `time`, even if a test of the program has replaced them.

@@ -7,8 +7,6 @@ from typing import Final, SupportsFloat
 
 from mpkit._platform.threads.clock import CLOCK
 
-__all__ = ["NEVER", "check_seconds", "check_timeout", "deadline_of", "has_passed", "remaining"]
-
 #: A moment that never comes.
 NEVER: Final = math.inf
 

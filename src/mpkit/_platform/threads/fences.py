@@ -7,8 +7,6 @@ import sys
 import threading
 from typing import Final
 
-__all__ = ["TOTAL_STORE_ORDER", "full_fence"]
-
 
 def _machine() -> str:
     if sys.platform == "win32":

@@ -15,8 +15,6 @@ from typing import Any, TypeVar, cast
 
 from mpkit._platform.threads.interruptible_lock import is_free
 
-__all__ = ["before_forks", "held_across_forks", "in_forked_children", "in_forking_parents"]
-
 F = TypeVar("F", bound=Callable[[], object])
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import sys
 
-__all__ = ["patched_by"]
-
 # How each library tells what it has replaced: its name, its module, the function to ask, and what to ask for.
 # Both also replace waiting for descriptors, which then does not report all that are ready.
 _LIBRARIES = (

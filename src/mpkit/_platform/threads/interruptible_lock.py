@@ -7,8 +7,6 @@ from collections.abc import Callable
 from itertools import compress, starmap
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["InterruptibleLock", "is_free"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -8,16 +8,7 @@ import select
 import sys
 from collections.abc import Iterable
 
-__all__ = [
-    "LONGEST_WAIT_S",
-    "MOST_AT_ONCE",
-    "never_wait",
-    "read_available",
-    "wait_any_readable",
-    "wait_readable",
-]
-
-LONGEST_WAIT_S = 86_400.0
+LONGEST_WAIT_SECONDS = 86_400.0
 """The longest single wait. The system counts milliseconds in 32 bits, so a wait must not last a month."""
 
 # Greenlet libraries remove `select.poll`.
@@ -34,7 +25,7 @@ if sys.platform != "win32" and hasattr(select, "poll"):
         poll = select.poll()
         for descriptor in descriptors:
             poll.register(descriptor, select.POLLIN)
-        milliseconds = None if timeout is None else min(timeout, LONGEST_WAIT_S) * 1000.0
+        milliseconds = None if timeout is None else min(timeout, LONGEST_WAIT_SECONDS) * 1000.0
         return [descriptor for descriptor, _ in poll.poll(milliseconds)]
 
 else:
@@ -46,7 +37,7 @@ else:
             descriptors: Sockets; on Windows there is nothing else to wait for.
             timeout: How many seconds to wait at most, cut to a day; None: no limit.
         """
-        seconds = None if timeout is None else min(timeout, LONGEST_WAIT_S)
+        seconds = None if timeout is None else min(timeout, LONGEST_WAIT_SECONDS)
         return select.select(list(descriptors), [], [], seconds)[0]
 
 

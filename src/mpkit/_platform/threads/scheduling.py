@@ -7,8 +7,6 @@ import sys
 import time
 from typing import Final
 
-__all__ = ["FREE_THREADED", "yield_cpu"]
-
 FREE_THREADED: Final = "free-threading" in sys.version
 """Whether this Python is a free-threaded build, even if the global interpreter lock was switched on again.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from types import MemberDescriptorType
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar, cast
 
 from mpkit._platform.hints import without_type_arguments
 from mpkit._shm.locks.shared_object import Lease, SharedObject
@@ -56,14 +56,18 @@ class SharedHandle(Generic[S]):
         """
         shared = self._shared
         if shared is None:
-            lost = self._lost
-            assert lost is not None
-            import copy  # noqa: PLC0415  rarely needed
-
-            # A copy each time: an exception that is raised repeatedly accumulates the frames of all callers.
-            raise copy.copy(lost) from lost.__cause__
+            self._raise_lost()
         shared.check_open()
         return shared
+
+    def _raise_lost(self, *_arguments: object) -> NoReturn:
+        """Raise the reason why the object could not be opened; in place of the methods of that object."""
+        lost = self._lost
+        assert lost is not None
+        import copy  # noqa: PLC0415  rarely needed
+
+        # A copy each time: an exception that is raised repeatedly accumulates the frames of all callers.
+        raise copy.copy(lost) from lost.__cause__
 
     def close(self) -> None:
         """Close the object in this process. Calling it again does nothing.

@@ -27,7 +27,7 @@ from mpkit._shm.memory.semaphore import Semaphore
 #: and each further one twice that of the one before, up to the longest (an investigation must be able to wait
 #: until each thread has been seen between two slices).
 SLICE_SECONDS = 0.05
-LONGEST_SLICE_SECONDS = 0.2
+_LONGEST_SLICE_SECONDS = 0.2
 #: If the lock cannot be acquired, but for this long no process is seen to hold it or to have released it, a
 #: waiting thread investigates.
 STUCK_SECONDS = 0.08
@@ -166,7 +166,7 @@ class LockFile(OwnRows):
                 if self._inherit(place, block):
                     taken = True
                     break
-                slice_ = min(2 * slice_, LONGEST_SLICE_SECONDS)
+                slice_ = min(2 * slice_, _LONGEST_SLICE_SECONDS)
                 if not block or has_passed(deadline):
                     break
         except BaseException:

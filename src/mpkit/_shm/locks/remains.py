@@ -23,15 +23,14 @@ from mpkit._platform.files.descriptors import is_ours
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.stdlib.notes import TrackedType
 from mpkit._platform.stdlib.notes import read as read_notes
 from mpkit._shm.memory import names, trail
-from mpkit._shm.memory.names import PREFIX, SEGMENT_NAME, SEMAPHORE_FILE, SHM_DIRECTORY, NameType
-
-__all__ = ["Member", "family_of", "living", "remove"]
+from mpkit._shm.memory.names import PREFIX, SEGMENT_NAME, SEMAPHORE_FILE, SHM_DIRECTORY
 
 #: A name that was left behind: the arguments of `names.own`, and the name of its segment without the
 #: directory.
-Left: TypeAlias = tuple[str, NameType, str]
+Left: TypeAlias = tuple[str, TrackedType, str]
 
 #: The kinds of objects to which other processes may have handles.
 _SHARED: Final = frozenset({"queue", "lock", "counter"})
@@ -70,8 +69,8 @@ def family_of(process: ProcessIdentity, notes: bytes) -> list[Member]:
         lives = identity.is_alive(member)
         left = list(_left_by(member))
         found[member] = Member(member, its_notes, None if lives else left)
-        for name, kind, base in left:
-            if kind == "segment" and base.startswith(f"{PREFIX}{trail.KIND}-"):
+        for name, rtype, base in left:
+            if rtype == "shared_memory" and base.startswith(f"{PREFIX}{trail.KIND}-"):
                 # OSError: gone meanwhile, or no descriptor left.
                 with contextlib.suppress(OSError):
                     more = trail.read(name)
@@ -101,16 +100,16 @@ def remove(family: list[Member]) -> None:
 
 def _remove(left: list[Left], notes: bytes) -> None:
     left += _noted(notes)
-    paths = {base: name for name, kind, base in left if kind == "segment"}
+    paths = {base: name for name, rtype, base in left if rtype == "shared_memory"}
     used: dict[str, bool] = {}
-    for name, kind, base in dict.fromkeys(left):
+    for name, rtype, base in dict.fromkeys(left):
         path = paths.get(base, f"{SHM_DIRECTORY}/{base}")
         if path not in used:
             shared = base.split("-")[1] in _SHARED
             used[path] = shared and _is_in_use(path, under_way=True)
         # This also tells the tracker of the name. It may know the name already or not; told twice, it knows
         # it once. So afterwards it can be told that the name is gone, whether there is a file or not.
-        names.own(name, kind)
+        names.own(name, rtype)
         if used[path]:
             names.let_go(name, path, _is_in_use)
         else:
@@ -127,18 +126,14 @@ def _is_in_use(about: str, /, *, under_way: bool = False) -> bool:
 def _left_by(process: ProcessIdentity) -> Iterator[Left]:
     """The existing names that a process has created."""
     is_its = re.compile(f"-{process.pid}-{process.started}-").search
-    directories = [SHM_DIRECTORY]
-    # OSError: there is no temporary directory, or no descriptor left to find it.
-    with contextlib.suppress(OSError):
-        directories.append(names.temporary_directory())
-    for directory in dict.fromkeys(directories):
+    for directory in names.directories():
         with contextlib.suppress(OSError):
             for entry in filter(is_its, os.listdir(directory)):
                 path = os.path.join(directory, entry)
                 if not _is_file_of_ours(path):
                     continue
                 if re.fullmatch(SEGMENT_NAME, entry):
-                    yield path, "segment", entry
+                    yield path, "shared_memory", entry
                 elif re.fullmatch(SEMAPHORE_FILE, entry):
                     yield _semaphore(entry)
 
@@ -157,7 +152,7 @@ def _noted(notes: bytes) -> Iterator[Left]:
     for name, rtype in read_notes(notes):
         base = name[1:]
         if rtype == "shared_memory" and re.fullmatch(SEGMENT_NAME, base):
-            yield f"{SHM_DIRECTORY}/{base}", "segment", base
+            yield f"{SHM_DIRECTORY}/{base}", rtype, base
         elif rtype == "semaphore" and re.fullmatch(SEMAPHORE_FILE, f"sem.{base}"):
             yield _semaphore(f"sem.{base}")
 

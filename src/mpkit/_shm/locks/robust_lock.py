@@ -72,7 +72,7 @@ SLICE_SECONDS = 0.05
 #: A process that has failed to get the permit for this long looks for a dead holder.
 STUCK_SECONDS = 0.1
 #: By how much a call may exceed its timeout while it looks for a dead holder.
-SHORTEST_LOOK_SECONDS = 0.02
+_SHORTEST_LOOK_SECONDS = 0.02
 #: When another process has the permit, the fast paths of queue and counter try again before they take the
 #: slow path: `_FEW_YIELDS` times they try `_FEW_TRIES` times and then yield the CPU. The permit is held for
 #: about a microsecond, unless its holder is not running, which is the most frequent reason on busy cores.
@@ -427,7 +427,7 @@ class RobustLock:
         if deadline is not None:
             # The rest of the timeout, but at least a short time, so that even calls with the shortest
             # timeouts find a dead holder.
-            give_up = min(give_up, max(deadline, now + SHORTEST_LOOK_SECONDS))
+            give_up = min(give_up, max(deadline, now + _SHORTEST_LOOK_SECONDS))
         # The file lock is not waited for: if another process has it, that one is probably investigating.
         with self.rows.exclusive(CLOCK.monotonic()) as alone:
             if alone:

@@ -18,7 +18,7 @@ from mpkit._platform.threads.clock import CLOCK
 MOST_LOOKS = 700
 _FEWEST_LOOKS = 24
 #: After a sleep that was shorter than this, spinning longer would have been better.
-SHORT_SLEEP_SECONDS = 0.0002
+_SHORT_SLEEP_SECONDS = 0.0002
 
 
 @functools.cache
@@ -50,6 +50,6 @@ class SpinBudget:
         """Call `sleep` with the deadline; if that was short, the next spin may be longer again."""
         begun = CLOCK.monotonic()
         woken = sleep(deadline)
-        if woken and CLOCK.monotonic() - begun < SHORT_SLEEP_SECONDS:
+        if woken and CLOCK.monotonic() - begun < _SHORT_SLEEP_SECONDS:
             self.paid()
         return woken

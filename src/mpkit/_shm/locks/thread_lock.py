@@ -9,8 +9,6 @@ from typing import Any
 from mpkit._platform.threads.scheduling import FREE_THREADED
 from mpkit._shm.memory.semaphore import Semaphore
 
-__all__ = ["ThreadLock"]
-
 
 class ThreadLock:
     """A lock between threads, for which acquiring, releasing and asking for the owner are single calls of C.

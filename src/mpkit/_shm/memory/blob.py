@@ -16,8 +16,6 @@ from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._shm.memory import names
 from mpkit._shm.memory.segment import create_file
 
-__all__ = ["Blob"]
-
 # Bound early: a module's globals may be gone when the last objects are.
 _is_finalizing = sys.is_finalizing
 
@@ -66,7 +64,7 @@ class Blob:
             path, fd = create_file(kind, size, write)
             os.close(fd)
             made = cls(path, size)
-            names.belongs_to(made, path)
+            names.remove_with(made, path)
             return made
 
     def hand_over(self) -> str:

@@ -23,7 +23,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from mpkit._platform.processes import identity
 from mpkit._platform.signals.interrupts import deferred_interrupts
@@ -48,9 +48,7 @@ SEMAPHORE_FILE: Final = rf"(?:sem\.)?{SEGMENT_NAME}-\d+"
 
 #: For how long `sweep` spares a fall-back file that has been handed over. Its name still tells the pid of its
 #: creator, which may be dead, and the new owner may not have opened it yet.
-HANDED_OVER_SECONDS = 24 * 3600.0
-
-NameType = Literal["segment", "semaphore"]
+_HANDED_OVER_SECONDS = 24 * 3600.0
 
 #: How long a name that may still be needed outlives the owner's object at least, and the interval at which it
 #: is checked again. A child process starts in well under a minute.
@@ -110,7 +108,7 @@ _Lingering = NamedTuple(
 # No lock guards these: each step takes what it needs by one atomic call of a dict or deque. With a lock, a
 # signal handler could make a pool anywhere and wait for threads of it that come here, too, and a garbage
 # collection could run a `__del__` here that releases a name: both would wait for their own thread.
-_owned: dict[str, NameType] = {}
+_owned: dict[str, TrackedType] = {}
 _lingering: deque[_Lingering] = deque()
 # The name that belongs to each object, and the objects that have been dropped. The callback of the weak
 # reference is C code (`deque.append`), so unlike a `__del__` it cannot be cut short by an interrupt.
@@ -120,26 +118,26 @@ _gone: deque[weakref.ref[object]] = deque()
 _exit_hook_pid = 0
 
 
-def own(name: str, kind: NameType) -> None:
+def own(name: str, rtype: TrackedType) -> None:
     """Make this process the owner of `name`, before it is created, so that it is removed at exit or death."""
-    own_all([name], kind)
+    own_all([name], rtype)
 
 
-def own_all(new: Sequence[str], kind: NameType) -> None:
+def own_all(new: Sequence[str], rtype: TrackedType) -> None:
     """Make this process the owner of several names; see `own`."""
     with deferred_interrupts():
-        tracked = [_tracker_name(name) for name in new if _tracked(name, kind)]
+        tracked = [_tracker_name(name) for name in new if _is_tracked(name, rtype)]
         if tracked:
-            tracker.track(tracked, _tracker_type(kind))
-        _record(new, kind)
-    _sweep()
-    if kind == "segment" and len(_lingering) > _MANY_LINGER:
+            tracker.track(tracked, rtype)
+        _record(new, rtype)
+    _remove_due()
+    if rtype == "shared_memory" and len(_lingering) > _MANY_LINGER:
         remove_unneeded(_LOOKS)
 
 
-def _record(new: Sequence[str], kind: NameType) -> None:
+def _record(new: Sequence[str], rtype: TrackedType) -> None:
     global _exit_hook_pid
-    _owned.update(dict.fromkeys(new, kind))
+    _owned.update(dict.fromkeys(new, rtype))
     if _exit_hook_pid != os.getpid():
         _exit_hook_pid = os.getpid()
         at_exit_after_children_joined(_remove_all)
@@ -155,22 +153,22 @@ def remove(name: str) -> None:
 
 
 def _remove(name: str) -> None:
-    kind = _owned.get(name)
-    if kind is None:
+    rtype = _owned.get(name)
+    if rtype is None:
         return
-    tracked = _tracked(name, kind)
-    if tracked:
-        notes.note(_tracker_name(name), _tracker_type(kind))
+    is_tracked = _is_tracked(name, rtype)
+    if is_tracked:
+        notes.note(_tracker_name(name), rtype)
     # Forgotten only after this: a name that cannot be removed is left to the next call, or to the exit.
-    is_gone = _unlink(name, kind)
+    is_gone = _unlink(name, rtype)
     # Two threads may get here, but only one of them tells the tracker. (A name that is still there is left to
     # the tracker.)
     is_first = _owned.pop(name, None) is not None
-    if is_first and is_gone and tracked:
-        tracker.untrack(_tracker_name(name), _tracker_type(kind))
+    if is_first and is_gone and is_tracked:
+        tracker.untrack(_tracker_name(name), rtype)
 
 
-def belongs_to(owner: object, name: str) -> None:
+def remove_with(owner: object, name: str) -> None:
     """Remove `name` some time after `owner` has been dropped, if its `__del__` has failed to do so."""
     _owners[weakref.ref(owner, _gone.append)] = name
 
@@ -179,7 +177,7 @@ def hand_over(name: str) -> None:
     """Give up ownership: another process removes `name`. The resource tracker goes on watching it."""
     _owned.pop(name, None)
     if is_fall_back(name):
-        until = CLOCK.time() + HANDED_OVER_SECONDS
+        until = CLOCK.time() + _HANDED_OVER_SECONDS
         # The receiver may have opened and removed it already.
         with contextlib.suppress(FileNotFoundError):
             os.utime(name, (until, until))
@@ -202,6 +200,15 @@ def temporary_directory() -> str:
     import tempfile  # noqa: PLC0415  it loads a dozen modules, and most processes only attach
 
     return os.path.realpath(tempfile.gettempdir())
+
+
+def directories() -> list[str]:
+    """The directories in which there may be segments."""
+    found = [SHM_DIRECTORY]
+    # OSError: there is no temporary directory (in a read-only container), or no descriptor left to find it.
+    with contextlib.suppress(OSError):
+        found.append(temporary_directory())
+    return list(dict.fromkeys(found))
 
 
 def let_go(name: str, about: str, in_use: InUse | None) -> None:
@@ -260,7 +267,7 @@ def owned_names() -> list[str]:
     return list(_owned)
 
 
-def _sweep() -> None:
+def _remove_due() -> None:
     """Check the lingering names that are due, and remove those that belonged to dropped objects."""
     now = CLOCK.monotonic()
     while (entry := _due(now)) is not None:
@@ -298,10 +305,10 @@ def _remove_all() -> None:
     tracker.tell()
 
 
-def _unlink(name: str, kind: NameType) -> bool:
+def _unlink(name: str, rtype: TrackedType) -> bool:
     """Remove a name from the system, and return whether it is gone."""
     try:
-        if kind == "semaphore":
+        if rtype == "semaphore":
             sem_lock.sem_unlink(name)
         else:
             os.unlink(name)
@@ -310,21 +317,17 @@ def _unlink(name: str, kind: NameType) -> bool:
         # not for this user); or created before this process gave up privileges that the tracker still has.
         if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        path = f"{SHM_DIRECTORY}/sem.{name[1:]}" if kind == "semaphore" else name
+        path = f"{SHM_DIRECTORY}/sem.{name[1:]}" if rtype == "semaphore" else name
         return not os.path.lexists(path)
     return True
 
 
-def _tracked(name: str, kind: NameType) -> bool:
-    return os.name == "posix" and (kind == "semaphore" or not is_fall_back(name))
+def _is_tracked(name: str, rtype: TrackedType) -> bool:
+    return rtype == "semaphore" or not is_fall_back(name)
 
 
 def _tracker_name(name: str) -> str:
     return "/" + os.path.basename(name)
-
-
-def _tracker_type(kind: NameType) -> TrackedType:
-    return "semaphore" if kind == "semaphore" else "shared_memory"
 
 
 @in_forked_children

@@ -28,17 +28,6 @@ from mpkit.errors import HandleLost, SharedMemoryExhausted
 
 PAGE = mmap.ALLOCATIONGRANULARITY
 
-__all__ = [
-    "PAGE",
-    "Segment",
-    "check_private",
-    "create_file",
-    "exhausted",
-    "raise_refusal",
-    "reserve",
-    "round_up",
-]
-
 T = TypeVar("T")
 
 _NO_ROOM = {errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EFBIG}
@@ -227,7 +216,7 @@ def create_file(kind: str, size: int, make: Callable[[str, int], T]) -> T:
         for directory in _directories():
             path = os.path.join(directory, base)
             # Before the file is created, so that the resource tracker knows the name whenever a kill comes.
-            names.own(path, "segment")
+            names.own(path, "shared_memory")
             fd = -1
             try:
                 fd = os.open(path, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)

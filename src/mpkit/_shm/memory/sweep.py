@@ -25,7 +25,6 @@ import contextlib
 import os
 import re
 import stat
-import sys
 from typing import Final
 
 from mpkit._platform.files.descriptors import NO_LINK, NO_WAIT, NOT_INHERITED, is_ours
@@ -34,8 +33,6 @@ from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.threads.clock import CLOCK
 from mpkit._shm.memory.names import SEGMENT_NAME
-
-__all__ = ["remove_abandoned", "sweep_once"]
 
 #: A younger file may still be in the making, or another process may be about to open it.
 YOUNGEST_SECONDS: Final = 60.0
@@ -91,8 +88,6 @@ def _is_our_old_file(status: os.stat_result) -> bool:
 
 
 def _remove_if_unused(path: str) -> bool:
-    if sys.platform == "win32":
-        return False  # on Windows an open file cannot be removed
     fd = os.open(path, os.O_RDWR | NOT_INHERITED | NO_LINK | NO_WAIT)
     try:
         # Checked again for the file that is open now: the name may refer to another file since.

@@ -20,8 +20,6 @@ from mpkit._platform.stdlib import notes
 from mpkit._platform.threads.fences import TOTAL_STORE_ORDER, full_fence
 from mpkit._shm.memory.segment import Segment, check_private
 
-__all__ = ["END", "KIND", "begin", "notes_in", "read"]
-
 #: The kind in the names of such files.
 KIND: Final = "worker"
 #: Indices of words: the pid, the start time (stored before the pid), and on the next cache lines the notes.

@@ -405,12 +405,12 @@ class GetSide:
         try:
             ring[RING_HEAD] = head
             # Only now may the region be given back: before the head has moved on, the item is still queued.
-            held.is_taken()
+            held.taken()
         except BaseException:
             # If an interrupt came after the head was stored. (Nobody else moves it: this thread has the
             # lock.)
             if ring[RING_HEAD] == head:
-                held.is_taken()
+                held.taken()
             raise
         return [held]
 

@@ -53,7 +53,7 @@ class HeldItem:
         # The region that this object has to give back; 0 (which is never an item's region): none.
         self._number = 0
 
-    def is_taken(self) -> None:
+    def taken(self) -> None:
         """Record that the item has left the queue: from now on this object has to give the region back."""
         self._number = self._region
 

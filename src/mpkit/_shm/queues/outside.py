@@ -28,9 +28,6 @@ from mpkit._shm.queues.queue_file import QueueFile
 from mpkit._shm.queues.regions import PLACE, Regions, offset_of, size_of
 from mpkit._shm.queues.ring import COUNT_MASK
 
-__all__ = ["QueueStatistics", "numbers_of", "open_to_look", "read_queue"]
-
-
 #: How often reading a queue is begun again at most, because it has moved to another ring meanwhile.
 _MOST_LOOKS = 10_000
 

@@ -31,10 +31,10 @@ from mpkit._shm.queues.regions import RING, WRITING
 from mpkit._shm.queues.ring import COUNT_LIMIT, COUNT_MASK, INDEX_BITS, INDEX_MASK, ONE, WRAP
 from mpkit.errors import QueueShutDown, SharedMemoryExhausted
 
-#: A new ring is `GROWTH` times as large as the one before, but only twice as large from `SLOWER_GROWTH` bytes
-#: on, and at most `LARGEST_RING` bytes.
-GROWTH: Final = 4
-SLOWER_GROWTH: Final = 16 * 1024 * 1024
+#: A new ring is `_GROWTH` times as large as the one before, but only twice as large from `_SLOWER_GROWTH`
+#: bytes on, and at most `LARGEST_RING` bytes.
+_GROWTH: Final = 4
+_SLOWER_GROWTH: Final = 16 * 1024 * 1024
 LARGEST_RING: Final = 256 * 1024 * 1024
 #: The largest number of words for records in a ring, if a single item needs them: half a gigabyte.
 _MOST_WORDS: Final = INDEX_MASK - RING_RECORDS - 1
@@ -403,7 +403,7 @@ class PutRing:
                 "maxsize or max_bytes",
             )
         now = self._capacity << 3
-        grown = now * (GROWTH if now < SLOWER_GROWTH else 2)
+        grown = now * (_GROWTH if now < _SLOWER_GROWTH else 2)
         size = max(min(grown, LARGEST_RING), (length << 3) * 2, now)
         size = min(size, _MOST_WORDS << 3)
         region = self._file.supply.claim(size + ((RING_RECORDS + 1) << 3), RING, generation)

@@ -108,16 +108,31 @@ class Regions:
         # The place and the mapping of each region that was mapped.
         self._maps: dict[int, tuple[int, mmap.mmap]] = {}
 
-    def mark_queued(self, number: int, serial: int, used: int) -> None:
-        """Before publishing the big item in this region (under the putters' lock).
+    # -- the table -------------------------------------------------------------------------------------------
 
-        Args:
-            number: of the region.
-            serial: the number of the item in the queue.
-            used: how many bytes the item counts for `max_bytes`, besides its record.
-        """
-        self.words[self.at(number) + USED] = used
-        self.mark(number, QUEUED, serial)
+    def at(self, number: int) -> int:
+        """The index of an entry's first word, its state."""
+        return self._start + number * ENTRY_WORDS
+
+    def made(self) -> Iterator[tuple[int, int]]:
+        """The number and first word of every entry that has ever been used (entries are used in order)."""
+        for number in range(1, self.capacity):
+            at = self._start + number * ENTRY_WORDS
+            if self.words[at] == NONE:
+                return
+            yield number, at
+
+    def mark(self, number: int, state: int, serial: int) -> None:
+        """Set the state of a region, and enter this process as the one that uses it (under either lock)."""
+        at = self.at(number)
+        words = self.words
+        me = identity.current()
+        # The state is stored last. (When QUEUED becomes HELD, the process in the entry changes before the
+        # state does; there the number of the item decides.)
+        words[at + PID] = me.pid
+        words[at + STARTED] = me.started
+        words[at + SERIAL] = serial
+        words[at] = state
 
     def queued_bytes(self, first: int, end: int) -> int:
         """How many bytes the big items with numbers from `first` to before `end` count."""
@@ -132,10 +147,40 @@ class Regions:
                 total += words[at + USED]
         return total
 
-    # -- under the lock of the side that the state belongs to ------------------------------------------------
+    # -- under the putters' lock -----------------------------------------------------------------------------
+
+    def mark_queued(self, number: int, serial: int, used: int) -> None:
+        """Before publishing the big item in this region.
+
+        Args:
+            number: of the region.
+            serial: the number of the item in the queue.
+            used: how many bytes the item counts for `max_bytes`, besides its record.
+        """
+        self.words[self.at(number) + USED] = used
+        self.mark(number, QUEUED, serial)
+
+    def free_unpublished_items(self, puts: int) -> None:
+        """Free the regions that are QUEUED with a number not published yet."""
+        words = self.words
+        for _, at in self.made():
+            if words[at] == QUEUED and (words[at + SERIAL] - puts) & COUNT_MASK < COUNT_MASK >> 1:
+                words[at] = FREE
+
+    def is_borrowed(self, state: int, number: int) -> bool:
+        """Whether a forked child may have views of a region, whose state has been read before.
+
+        (In this order, a loan that was made before the state was read is in the table, and a dead holder
+        makes no further ones.)
+        """
+        if state not in (HELD, LENT, LEFT):
+            return False
+        return self._borrowers.has(number) if self._borrowers is not None else state != HELD
+
+    # -- under the getters' lock -----------------------------------------------------------------------------
 
     def mark_held(self, number: int) -> int:
-        """Before taking the item in this region (under the getters' lock); return the item's number."""
+        """Before taking the item in this region; return the item's number."""
         serial = self.words[self.at(number) + SERIAL]
         self.mark(number, HELD, serial)
         return serial
@@ -149,44 +194,15 @@ class Regions:
             full_fence()
         self.words[self.at(number)] = FREE
 
-    def is_held(self, number: int, serial: int) -> bool:
-        """Whether this process holds the item with that serial in the region."""
-        state = self.words[self.at(number)]
-        return state in (HELD, LENT, PINNED) and self._is_mine(number, serial)
-
     def free_unpublished(self, number: int, serial: int) -> None:
         """Free a region that was claimed as WRITING with this serial, unless it has been published since."""
         if self.words[self.at(number)] == WRITING and self._is_mine(number, serial):
             self.free(number)
 
-    def free_unpublished_items(self, puts: int) -> None:
-        """Free the regions that are QUEUED with a number not published yet (under the putters' lock)."""
-        words = self.words
-        for _, at in self.made():
-            if words[at] == QUEUED and (words[at + SERIAL] - puts) & COUNT_MASK < COUNT_MASK >> 1:
-                words[at] = FREE
-
-    def lend(self, numbers: Sequence[int]) -> list[int]:
-        """Before a fork, in a process that has views of these regions: see `Borrowers.lend`."""
-        if self._borrowers is None:
-            return [0] * len(numbers)
-        return self._borrowers.lend(numbers)
-
-    def mark_lent(self, number: int) -> None:
-        """By the holder: record that a child has, or is about to have, views, too (one store)."""
-        at = self.at(number)
-        if self.words[at] == HELD:
-            self.words[at] = LENT
-
-    def arrive(self, slot: int) -> None:
-        """In a forked child: take over the loan in this slot."""
-        if self._borrowers is not None:
-            self._borrowers.arrive(slot)
-
-    def give_back(self, slot: int) -> None:
-        """In a forked child: end its loan, because it has no views any more, or never had (one store)."""
-        if self._borrowers is not None:
-            self._borrowers.give_back(slot)
+    def is_held(self, number: int, serial: int) -> bool:
+        """Whether this process holds the item with that serial in the region."""
+        state = self.words[self.at(number)]
+        return state in (HELD, LENT, PINNED) and self._is_mine(number, serial)
 
     def let_go(self, number: int, serial: int) -> None:
         """By the holder: record that it has no views of the item any more (one store).
@@ -204,6 +220,28 @@ class Regions:
         elif state == LENT:
             self.words[at] = LEFT
 
+    def mark_lent(self, number: int) -> None:
+        """By the holder: record that a child has, or is about to have, views, too (one store)."""
+        at = self.at(number)
+        if self.words[at] == HELD:
+            self.words[at] = LENT
+
+    def lend(self, numbers: Sequence[int]) -> list[int]:
+        """Before a fork, in a process that has views of these regions: see `Borrowers.lend`."""
+        if self._borrowers is None:
+            return [0] * len(numbers)
+        return self._borrowers.lend(numbers)
+
+    def arrive(self, slot: int) -> None:
+        """In a forked child: take over the loan in this slot."""
+        if self._borrowers is not None:
+            self._borrowers.arrive(slot)
+
+    def give_back(self, slot: int) -> None:
+        """In a forked child: end its loan, because it has no views any more, or never had (one store)."""
+        if self._borrowers is not None:
+            self._borrowers.give_back(slot)
+
     def pin(self, number: int) -> None:
         """By the holder: make sure that the region is never reused."""
         self.keep_for_ever(number)
@@ -215,8 +253,12 @@ class Regions:
         """By any process with views: make sure that the region is never reused; its state is unchanged."""
         self.words[self.at(number) + KEPT] = 1
 
+    def _is_mine(self, number: int, serial: int) -> bool:
+        at = self.at(number)
+        return self.words[at + SERIAL] == serial and self.words[at + PID] == os.getpid()
+
     def with_getters(self) -> int:
-        """About how many regions getters have now (without a lock; correctness does not depend on it)."""
+        """About how many regions getters have now (correctness does not depend on it)."""
         return sum(self.words[at] in (HELD, LENT, LEFT, PINNED) for _, at in self.made())
 
     def are_short(self) -> bool:
@@ -224,6 +266,8 @@ class Regions:
         # A quick check, as long as half of the entries have never been used.
         half = self.capacity >> 1
         return self.words[self.at(half)] != NONE and self.with_getters() >= half
+
+    # -- mappings --------------------------------------------------------------------------------------------
 
     def map(self, number: int) -> mmap.mmap:
         """This process's mapping of a region. It is valid until the region is remade.
@@ -243,24 +287,6 @@ class Regions:
             self._maps.pop(oldest, None)
         return mapped
 
-    def close(self) -> None:
-        """Drop all mappings; a mapping with views stays until the last of them goes."""
-        self._maps = {}
-
-    # -- inside ----------------------------------------------------------------------------------------------
-
-    def at(self, number: int) -> int:
-        """The index of an entry's first word, its state."""
-        return self._start + number * ENTRY_WORDS
-
-    def made(self) -> Iterator[tuple[int, int]]:
-        """The number and first word of every entry that has ever been used (entries are used in order)."""
-        for number in range(1, self.capacity):
-            at = self._start + number * ENTRY_WORDS
-            if self.words[at] == NONE:
-                return
-            yield number, at
-
     def _map_open(self, place: int) -> mmap.mmap:
         fd = self.segment.fd
         # With -1 as its descriptor, this would map memory of this process alone.
@@ -276,14 +302,6 @@ class Regions:
         self.check_open(fd)
         return mapped
 
-    def check_open(self, fd: int) -> None:
-        """Raise ClosedError unless `fd` is still the descriptor of the queue's file.
-
-        (If another thread has closed the queue, the number may belong to another file by now.)
-        """
-        if fd < 0 or self.segment.fd != fd:
-            raise ClosedError("this queue is closed in this process")
-
     def _map(self, fd: int, place: int) -> mmap.mmap:
         try:
             return map_file(fd, size_of(place), offset_of(place))
@@ -294,27 +312,14 @@ class Regions:
         self._maps.clear()
         return map_file(fd, size_of(place), offset_of(place))
 
-    def _is_mine(self, number: int, serial: int) -> bool:
-        at = self.at(number)
-        return self.words[at + SERIAL] == serial and self.words[at + PID] == os.getpid()
+    def check_open(self, fd: int) -> None:
+        """Raise ClosedError unless `fd` is still the descriptor of the queue's file.
 
-    def mark(self, number: int, state: int, serial: int) -> None:
-        at = self.at(number)
-        words = self.words
-        me = identity.current()
-        # The state is stored last. (When QUEUED becomes HELD, the process in the entry changes before the
-        # state does; there the number of the item decides.)
-        words[at + PID] = me.pid
-        words[at + STARTED] = me.started
-        words[at + SERIAL] = serial
-        words[at] = state
-
-    def is_borrowed(self, state: int, number: int) -> bool:
-        """Whether a forked child may have views of a region, whose state has been read before.
-
-        (In this order, a loan that was made before the state was read is in the table, and a dead holder
-        makes no further ones.)
+        (If another thread has closed the queue, the number may belong to another file by now.)
         """
-        if state not in (HELD, LENT, LEFT):
-            return False
-        return self._borrowers.has(number) if self._borrowers is not None else state != HELD
+        if fd < 0 or self.segment.fd != fd:
+            raise ClosedError("this queue is closed in this process")
+
+    def close(self) -> None:
+        """Drop all mappings; a mapping with views stays until the last of them goes."""
+        self._maps = {}

@@ -31,7 +31,7 @@ COUNT_LIMIT = 1 << 62
 COUNT_MASK = (1 << (62 - INDEX_BITS)) - 1
 #: In place of a length: the next record is at the start of the ring.
 WRAP = (1 << 64) - 1
-MAX_CAPACITY = INDEX_MASK
+_MAX_CAPACITY = INDEX_MASK
 
 
 class TornRingError(Exception):
@@ -47,7 +47,7 @@ class Ring:
         head_at: index of the word that the getter writes.
         tail_at: index of the word that the putter writes; on another cache line than `head_at`.
         start: index of the first word of the records.
-        capacity: words that hold records (at most `MAX_CAPACITY`).
+        capacity: words that hold records (at most `_MAX_CAPACITY`).
     """
 
     __slots__ = (
@@ -66,8 +66,8 @@ class Ring:
     def __init__(
         self, words: memoryview[int], mm: mmap.mmap, *, head_at: int, tail_at: int, start: int, capacity: int
     ) -> None:
-        if not 2 <= capacity <= MAX_CAPACITY:
-            raise ValueError(f"a ring holds 2 to {MAX_CAPACITY} words, not {capacity}")
+        if not 2 <= capacity <= _MAX_CAPACITY:
+            raise ValueError(f"a ring holds 2 to {_MAX_CAPACITY} words, not {capacity}")
         self.words: memoryview[int] = words
         self.mm: mmap.mmap = mm
         self.head_at: int = head_at

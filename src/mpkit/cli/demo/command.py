@@ -35,7 +35,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         nargs="?",
         metavar="PATH",
         default=sysconfig.get_path("stdlib"),
-        help="the folder to index; by default this interpreter's standard library (%(default)s)",
+        help="the directory to index; by default this interpreter's standard library (%(default)s)",
     )
     parser.add_argument(
         "--processes",
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     """Index, report and compare; returns 0 if all went well, else 1."""
     root, database = os.path.abspath(options.path), os.path.abspath(options.database)
     if not os.path.isdir(root):
-        return _failed(f"{root} is not a folder")
+        return _failed(f"{root} is not a directory")
     line = ProgressLine(shown=options.progress)
     try:
         store.create(database)
@@ -86,8 +86,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _compare(root: str, result: store.Index, outcome: index.Outcome, line: ProgressLine) -> int:
-    with tempfile.TemporaryDirectory(prefix="mpkit-demo-") as folder:
-        other = os.path.join(folder, _DATABASE)
+    with tempfile.TemporaryDirectory(prefix="mpkit-demo-") as directory:
+        other = os.path.join(directory, _DATABASE)
         store.create(other)
         spent = alone.index_alone(root, other, line=line)
         with store.Index(other) as by_one:

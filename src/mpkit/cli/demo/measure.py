@@ -12,15 +12,14 @@ import warnings
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
+from mpkit._platform.files.descriptors import NO_TERMINAL, NO_WAIT
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Folders that are not part of the library: what pip has installed into it, and what
-#: the interpreter has compiled.
-_SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
-#: So that opening a named pipe does not wait for a writer, and opening a terminal does not make it the
-#: controlling terminal of this process.
-_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+#: Directories that are not part of the library: what pip has installed into it, and what the interpreter has
+#: compiled.
+_SKIPPED = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
 
 class FileFacts(NamedTuple):
@@ -51,11 +50,11 @@ class FileFacts(NamedTuple):
 
 def python_files(root: str) -> Iterator[str]:
     """Yield the path of each ``.py`` file below `root`, with forward slashes, in a fixed order."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS)
+    for directory, subdirectories, files in os.walk(root):
+        subdirectories[:] = sorted(name for name in subdirectories if name not in _SKIPPED)
         for name in sorted(files):
             if name.endswith(".py"):
-                yield Path(folder, name).relative_to(root).as_posix()
+                yield Path(directory, name).relative_to(root).as_posix()
 
 
 def measure(root: str, path: str) -> FileFacts:
@@ -94,7 +93,7 @@ def _contents(path: Path) -> bytes | None:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | _AT_ONCE)
+    return os.open(path, flags | NO_WAIT | NO_TERMINAL)
 
 
 def _count_tokens(source: bytes) -> tuple[int, str | None]:

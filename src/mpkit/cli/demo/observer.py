@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mpkit.cli.demo.progress import Amount, ProgressLine
     from mpkit.introspect import ProcessSnapshot
 
-#: Seconds between two looks.
-_INTERVAL = 0.2
+#: The time between two looks.
+_INTERVAL_SECONDS = 0.2
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Observer:
 
     def _run(self, waker: connection.Connection) -> None:
         while True:
-            ready = connection.wait([waker, self._writer.sentinel], timeout=_INTERVAL)
+            ready = connection.wait([waker, self._writer.sentinel], timeout=_INTERVAL_SECONDS)
             if waker in ready:
                 return
             if ready:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from mpkit._platform.files.descriptors import is_ours
 from mpkit._platform.processes import identity
-from mpkit._shm.memory.names import SHM_DIRECTORY, temporary_directory
+from mpkit._shm.memory import names
 from mpkit.introspect import _segments
 
 if TYPE_CHECKING:
@@ -63,19 +63,15 @@ def sees_every_process() -> bool:
 
 def find() -> list[Leftover]:
     """All files of this user that dead processes have left, in a fixed order."""
-    folders = [SHM_DIRECTORY]
-    # A read-only container may have no temporary directory.
-    with contextlib.suppress(FileNotFoundError):
-        folders.append(temporary_directory())
     found = [
         left
-        for folder in dict.fromkeys(folders)
-        for path in sorted(_ours(folder))
+        for directory in names.directories()
+        for path in sorted(_ours(directory))
         if (left := _examine(path)) is not None
     ]
     # After that, because the creator may have passed a file on just before it died. Compared by name only
-    # (names are unique), because the path of the folder may be a different one here
-    # (through a link, or in a container).
+    # (names are unique), because the path of the directory may be a different one here (through a link, or in
+    # a container).
     in_use = {os.path.basename(name) for name in _segments.users()} if found else set[str]()
     return [left for left in found if os.path.basename(left.path) not in in_use]
 
@@ -90,15 +86,15 @@ def remove(leftovers: list[Leftover]) -> list[Leftover]:
     return removed
 
 
-def _ours(folder: str) -> Iterator[str]:
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+def _ours(directory: str) -> Iterator[str]:
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
             if _segments.creator(entry.name) is not None and entry.is_file(follow_symlinks=False):
                 yield entry.path
 
 
 def _examine(path: str) -> Leftover | None:
-    made_by = _segments.creator(os.path.basename(path))
+    made_by = _segments.creator(path)
     assert made_by is not None
     if identity.is_alive(made_by):
         return None

@@ -308,7 +308,7 @@ def _parcel_in(record: bytes) -> str:
 
 def _adopt_parcel(name: str) -> mmap.mmap:
     """Map a parcel that another process has handed over, and remove its name."""
-    names.own(name, "segment")
+    names.own(name, "shared_memory")
     try:
         return _map(name)
     finally:
