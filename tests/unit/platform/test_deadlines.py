@@ -37,7 +37,7 @@ def test_accepts_every_kind_of_number(given: float | None, expected: float | Non
 def test_refuses_negative_and_nan(given: float) -> None:
     with pytest.raises(ValueError, match="grace_period must be a number of seconds") as caught:
         check_timeout(given, name="grace_period")
-    assert repr(given) in str(caught.value)
+    assert repr(given)[:100] in str(caught.value)
 
 
 @pytest.mark.parametrize("given", ["3", b"3", object(), [1], 1j])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.context import BaseContext
 
+from mpkit._platform.messages import shown
 from mpkit._platform.stdlib.preparation import chosen_start_method
 
 __all__ = ["resolve_context"]
@@ -33,7 +34,7 @@ def resolve_context(context: str | BaseContext | None, *, name: str = "start_met
         if context not in _available():
             raise ValueError(
                 f"{name} must be one of {', '.join(map(repr, _available()))}, or None for the default; "
-                f"got {context!r}"
+                f"got {shown(context)}"
             )
         return multiprocessing.get_context(context)
     if isinstance(context, BaseContext):
@@ -42,7 +43,7 @@ def resolve_context(context: str | BaseContext | None, *, name: str = "start_met
         return resolve_context(context.get_start_method(allow_none=True), name=name)
     raise TypeError(
         f"{name} must be the name of a start method ({', '.join(map(repr, _available()))}), a context of "
-        f"multiprocessing, or None for the default; got {context!r} ({type(context).__name__})"
+        f"multiprocessing, or None for the default; got {shown(context)} ({type(context).__name__})"
     )
 
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 import math
 from typing import Final, SupportsFloat
 
+from mpkit._platform.messages import shown
 from mpkit._platform.threads.clock import CLOCK
 
-__all__ = ["NEVER", "check_seconds", "check_timeout", "deadline_of", "has_passed", "remaining"]
+__all__ = [
+    "NEVER",
+    "check_seconds",
+    "check_timeout",
+    "deadline_of",
+    "has_passed",
+    "not_negative",
+    "remaining",
+]
 
 #: A moment that never comes.
 NEVER: Final = math.inf
@@ -42,8 +51,19 @@ def check_timeout(timeout: SupportsFloat | None, *, name: str = "timeout") -> fl
     if seconds >= 0.0:
         return None if seconds == math.inf else seconds
     raise ValueError(
-        f"{name} must be a number of seconds that is not negative, or None for no limit; got {timeout!r}"
+        f"{name} must be a number of seconds that is not negative, or None for no limit; got {shown(timeout)}"
     )
+
+
+def not_negative(timeout: float | None) -> float | None:
+    """The timeout, or 0 if it is negative: much of the standard library treats such a timeout as over.
+
+    Anything that is no number stays as it is, for `check_timeout` to refuse.
+    """
+    try:
+        return None if timeout is None else max(timeout, 0)
+    except TypeError:
+        return timeout
 
 
 def check_seconds(duration: SupportsFloat, *, name: str) -> float:
@@ -58,7 +78,7 @@ def check_seconds(duration: SupportsFloat, *, name: str) -> float:
         ValueError: If it is negative, NaN, infinite or None.
     """
     # Not with the messages of `check_timeout`, which recommend None.
-    wanted = f"{name} must be a finite number of seconds that is not negative; got {duration!r}"
+    wanted = f"{name} must be a finite number of seconds that is not negative; got {shown(duration)}"
     try:
         seconds = check_timeout(duration, name=name)
     except TypeError:
@@ -72,7 +92,8 @@ def check_seconds(duration: SupportsFloat, *, name: str) -> float:
 
 def _not_a_number(timeout: object, name: str) -> TypeError:
     return TypeError(
-        f"{name} must be a number of seconds or None for no limit; got {timeout!r} ({type(timeout).__name__})"
+        f"{name} must be a number of seconds or None for no limit; got {shown(timeout)} "
+        f"({type(timeout).__name__})"
     )
 
 
