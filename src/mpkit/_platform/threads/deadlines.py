@@ -58,11 +58,11 @@ def check_timeout(timeout: SupportsFloat | None, *, name: str = "timeout") -> fl
 def not_negative(timeout: float | None) -> float | None:
     """The timeout, or 0 if it is negative: much of the standard library treats such a timeout as over.
 
-    Anything that is no number stays as it is, for `check_timeout` to refuse.
+    What cannot be compared with 0 stays as it is, for `check_timeout` to refuse.
     """
     try:
         return None if timeout is None else max(timeout, 0)
-    except TypeError:
+    except (TypeError, ArithmeticError):
         return timeout
 
 
