@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-C = TypeVar("C", int, "int | None")
+from typing import overload
 
 
-def not_bool(count: C) -> C:
+@overload
+def not_bool(count: int) -> int: ...
+@overload
+def not_bool(count: int | None) -> int | None: ...
+def not_bool(count: int | None) -> int | None:
     """The number, or 1 for True and 0 for False."""
     return int(count) if isinstance(count, bool) else count
