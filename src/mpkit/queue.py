@@ -13,6 +13,7 @@ from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from mpkit._platform.hints import Self
+from mpkit._platform.messages import shown
 from mpkit._platform.threads.deadlines import check_timeout, deadline_of
 from mpkit._shm.locks.handle import SharedHandle, checked_integer
 from mpkit._shm.queues.get_side import GetSide, Record
@@ -110,15 +111,17 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
         items = max(checked_integer("maxsize", maxsize), 0)
         if items >= _MAXSIZE_LIMIT:
             raise ValueError(
-                f"maxsize must be less than 2**36, not {maxsize}; 0 means bounded by memory only"
+                f"maxsize must be less than 2**36, not {shown(maxsize)}; 0 means bounded by memory only"
             )
         limit = 0
         if max_bytes is not None:
             limit = checked_integer("max_bytes", max_bytes)
             if limit < 1:
-                raise ValueError(f"max_bytes must be at least 1, not {max_bytes}; None means no bound")
+                raise ValueError(f"max_bytes must be at least 1, not {shown(max_bytes)}; None means no bound")
             if limit >= _MAX_BYTES_LIMIT:
-                raise ValueError(f"max_bytes must be less than 2**63, not {max_bytes}; None means no bound")
+                raise ValueError(
+                    f"max_bytes must be less than 2**63, not {shown(max_bytes)}; None means no bound"
+                )
         self._begin(OpenQueue.create(maxsize=items, max_bytes=limit))
 
     def _bind(self, shared: OpenQueue) -> None:
@@ -302,7 +305,7 @@ class BoundedQueue(SharedHandle[OpenQueue], Generic[T]):
             limit = checked_integer("max_items", max_items)
             if limit < 1:
                 raise ValueError(
-                    f"max_items must be at least 1, not {max_items}; None means all that are there"
+                    f"max_items must be at least 1, not {shown(max_items)}; None means all that are there"
                 )
         deadline = None if timeout is None or not block else deadline_of(check_timeout(timeout))
         found = self._side_to_get().get_many(limit, block, deadline)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
+from mpkit._platform.messages import shown
 from mpkit._platform.threads.deadlines import check_timeout, deadline_of
 from mpkit._shm.locks.counter_file import HIGHEST, LOWEST, VALUE, CounterFile
 from mpkit._shm.locks.handle import SharedHandle, checked_integer
@@ -328,5 +329,5 @@ class CompoundUpdate:
 def _in_range(name: str, value: object) -> int:
     number = checked_integer(name, value)
     if not LOWEST <= number <= HIGHEST:
-        raise OverflowError(f"{name} must fit into 64 bits (-2**63 to 2**63 - 1), not {number}")
+        raise OverflowError(f"{name} must fit into 64 bits (-2**63 to 2**63 - 1), not {shown(number)}")
     return number

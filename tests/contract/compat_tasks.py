@@ -44,6 +44,27 @@ def name_of_this_process(_x: object = None) -> str:
     return multiprocessing.current_process().name
 
 
+class Team:
+    """Two processes as attributes of one object, a method of which is the target of the first one."""
+
+    def __init__(self, context: Any) -> None:
+        self.results = context.SimpleQueue()
+        self.first = context.Process(target=self.misuse_second)
+        self.second = context.Process(target=put_square, args=(self.results, 3))
+
+    def misuse_second(self) -> None:
+        """Use the object of the second process in the first one, to which it does not belong."""
+        for use in (self.second.start, self.second.is_alive, self.second.join):
+            try:
+                use()
+            except AssertionError:
+                self.results.put("refused")
+
+
+def put_square(queue: compat.SimpleQueue[int], x: int) -> None:
+    queue.put(x * x)
+
+
 def add(x: int, y: int = 0) -> int:
     return x + y
 

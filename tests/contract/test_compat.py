@@ -79,6 +79,19 @@ def test_a_subclass_with_run() -> None:
     results.close()
 
 
+@pytest.mark.parametrize("module", [multiprocessing, compat])
+def test_a_process_may_be_sent_along_with_another_before_it_is_started(
+    module: Any, start_method: str
+) -> None:
+    team = tasks.Team(module.get_context(start_method))
+    with reap(team.first):
+        assert [team.results.get() for _ in range(3)] == ["refused"] * 3
+    with reap(team.second):
+        assert team.results.get() == 9
+    assert (team.first.exitcode, team.second.exitcode) == (0, 0)
+    team.results.close()
+
+
 # -- queues --------------------------------------------------------------------------------------------------
 
 

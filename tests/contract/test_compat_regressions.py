@@ -234,6 +234,51 @@ def test_an_executor_can_be_made_before_the_functions_that_it_calls(tmp_path: An
     assert (ended.stdout, ended.stderr) == ("42\n", "")
 
 
+OWN_REDUCER = """
+import io
+import sys
+from multiprocessing.reduction import AbstractReducer, ForkingPickler
+
+from mpkit import compat
+from mpkit.compat import futures
+
+
+class Pickler(ForkingPickler):
+    @classmethod
+    def dumps(cls, obj, protocol=4):
+        buffer = io.BytesIO()
+        cls(buffer, protocol).dump(obj)
+        return buffer.getbuffer()
+
+
+class Reducer(AbstractReducer):
+    ForkingPickler = Pickler
+
+    @staticmethod
+    def dump(obj, file, protocol=4):
+        Pickler(file, protocol).dump(obj)
+
+
+if __name__ == "__main__":
+    context = compat.get_context(sys.argv[1])
+    context.reducer = Reducer()
+    with context.Pool(1) as pool, futures.ProcessPoolExecutor(1, context) as executor:
+        print(pool.apply(abs, (-1,)), executor.submit(abs, -2).result())
+    process = context.Process(target=print, args=(3,))
+    process.start()
+    process.join()
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_program_may_set_the_reducer_of_a_context(tmp_path: Any, method: str) -> None:
+    """A usual recipe for another protocol of pickle. (forkserver fails in the standard library, too.)"""
+    program = tmp_path / "program.py"
+    program.write_text(OWN_REDUCER)
+    ended = run_python("-W", "ignore", program, method)
+    assert (ended.stdout, ended.stderr) == ("1 2\n3\n", "")
+
+
 def test_an_executor_belongs_to_the_process_that_submits_its_first_task() -> None:
     # As in a server that makes the executor when it loads the application, and forks after that.
     executor = futures.ProcessPoolExecutor(1, compat.get_context("spawn"))

@@ -184,6 +184,7 @@ SUBMODULES = [
     "compat.synchronize",
     "compat.futures.process",
     "compat.futures.thread",
+    *(["compat.futures.interpreter"] if hasattr(concurrent.futures, "InterpreterPoolExecutor") else []),
 ]
 
 

@@ -172,7 +172,7 @@ def test_a_map_checks_its_timeout(executor: Executor) -> None:
     assert list(executor.map(abs, [-1], timeout=10**400)) == [1]
     with pytest.raises(ValueError, match="nan"):
         executor.map(abs, [-1], timeout=math.nan)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="timeout must be a number of seconds or None for no limit; got '1'"):
         executor.map(abs, [-1], timeout="1")  # type: ignore[arg-type]  # what is tested
 
 
@@ -214,10 +214,12 @@ def test_a_map_that_is_closed_lets_a_running_task_finish(executor: Executor, chu
 @pytest.mark.parametrize(
     "options, error, match",
     [
-        ({"chunksize": 0}, ValueError, "chunksize must be >= 1"),
-        ({"chunksize": -1}, ValueError, "chunksize must be >= 1"),
+        ({"chunksize": 0}, ValueError, "chunksize must be at least 1"),
+        ({"chunksize": -1}, ValueError, "chunksize must be at least 1"),
+        ({"chunksize": 1.5}, TypeError, r"chunksize must be an int; got 1\.5"),
+        ({"chunksize": "2"}, TypeError, "chunksize must be an int; got '2'"),
         ({"buffersize": 0}, ValueError, "buffersize must be"),
-        ({"buffersize": 1.5}, TypeError, "buffersize must be an integer"),
+        ({"buffersize": 1.5}, TypeError, "buffersize must be an int"),
         ({"nonsense": 1}, TypeError, "nonsense"),
     ],
 )

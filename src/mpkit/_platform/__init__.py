@@ -10,7 +10,7 @@ Its packages, from the top down; each imports only those below it, and none re-e
 - `signals`: names and handlers of signals, and deferring them for a moment
 - `threads`: locks, forks, waiting, and memory order
 
-`hints` contains names for type checkers.
+`hints` contains names for type checkers, `messages` what the texts of errors show.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, ParamSpec, TypeVar, cast
 
+from mpkit._platform.messages import shown
 from mpkit._platform.stdlib.passing import extra_reducers
 from mpkit.errors import MpkitError, SerializationError
 
@@ -66,7 +67,7 @@ def check_pickler(pickler: str) -> Pickler:
     if pickler == "cloudpickle":
         _cloudpickle()
         return "cloudpickle"
-    raise ValueError(f"pickler must be 'pickle' or 'cloudpickle'; got {pickler!r}")
+    raise ValueError(f"pickler must be 'pickle' or 'cloudpickle'; got {shown(pickler)}")
 
 
 def dumps(obj: object, pickler: Pickler = "pickle") -> bytes:

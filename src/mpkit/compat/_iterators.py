@@ -7,9 +7,8 @@ from types import GenericAlias
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from mpkit._platform.hints import Self
-from mpkit._platform.threads.deadlines import check_timeout
+from mpkit._platform.threads.deadlines import check_timeout, not_negative
 from mpkit.compat._errors import pool_errors
-from mpkit.compat._numbers import not_negative
 
 if TYPE_CHECKING:
     from collections.abc import Callable

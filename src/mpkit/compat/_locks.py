@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mpkit import sync
 from mpkit._platform.hints import override
-from mpkit.compat._numbers import not_negative
+from mpkit._platform.threads.deadlines import not_negative
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext

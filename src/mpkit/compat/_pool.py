@@ -19,10 +19,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from mpkit._platform.hints import Self, override
-from mpkit._platform.threads.deadlines import check_timeout, deadline_of, remaining
+from mpkit._platform.messages import shown
+from mpkit._platform.threads.deadlines import check_timeout, deadline_of, not_negative, remaining
 from mpkit.compat._errors import original_error, pool_error, pool_errors
 from mpkit.compat._iterators import IMapIterator
-from mpkit.compat._numbers import not_bool, not_negative
+from mpkit.compat._numbers import not_bool
 from mpkit.compat._processes import default_start_method, processes_of, worker_names
 from mpkit.errors import SerializationError, WaitTimeout
 from mpkit.pool import TaskHandle, TaskPool
@@ -233,7 +234,9 @@ class Pool(stdlib.Pool, metaclass=ABCMeta):
         context: BaseContext | None = None,
     ) -> None:
         if maxtasksperchild is not None and not isinstance(maxtasksperchild, int):
-            raise ValueError(f"maxtasksperchild must be a positive int or None; got {maxtasksperchild!r}")
+            raise ValueError(
+                f"maxtasksperchild must be a positive int or None; got {shown(maxtasksperchild)}"
+            )
         # As in the standard library, a string instead of a context raises an AttributeError.
         method = default_start_method() if context is None else context.get_start_method()
         # Programs for the standard library set up the logging of their workers themselves.

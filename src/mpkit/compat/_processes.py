@@ -8,8 +8,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat, cast
 
 from mpkit._platform.hints import override
+from mpkit._platform.messages import shown
+from mpkit._platform.stdlib.contexts import START_METHODS
 from mpkit._platform.stdlib.preparation import chosen_start_method
-from mpkit.compat._numbers import not_negative
+from mpkit._platform.threads.deadlines import not_negative
 from mpkit.errors import ClosedError
 from mpkit.process import WorkerProcess
 
@@ -54,7 +56,7 @@ class Process(WorkerProcess[Any]):
         daemon: bool | None = None,
     ) -> None:
         if group is not None:
-            raise _MisuseError(f"group must be None; got {group!r}")
+            raise _MisuseError(f"group must be None; got {shown(group)}")
         # As in the standard library, the start method is chosen by `start`, which
         # also raises pickling errors.
         super().__init__(group, target, None if name is None else str(name), args, kwargs, daemon=daemon)
@@ -105,8 +107,7 @@ class ForkServerProcess(Process):
 
 def default_start_method() -> str:
     """The method that the program has set, else the default of the running Python. Asking does not fix it."""
-    # The first one of the list is documented to be the default.
-    return chosen_start_method() or multiprocessing.get_all_start_methods()[0]
+    return chosen_start_method() or START_METHODS[0]
 
 
 def worker_names(start_method: str, kind: str) -> str:

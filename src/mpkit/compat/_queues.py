@@ -12,8 +12,8 @@ from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Generic
 
 from mpkit._platform.hints import TypeVar, without_type_arguments
+from mpkit._platform.threads.deadlines import not_negative
 from mpkit.compat._errors import ClosedQueueError
-from mpkit.compat._numbers import not_negative
 from mpkit.errors import ClosedError
 from mpkit.queue import BoundedQueue
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from mpkit._platform.messages import shown
 from mpkit.errors import AccessDenied, ProcessGone
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def checked_pid(pid: int | None) -> int:
     try:
         number = operator.index(pid)
     except TypeError:
-        raise TypeError(f"pid must be an int or None (this process); got {pid!r}") from None
+        raise TypeError(f"pid must be an int or None (this process); got {shown(pid)}") from None
     if number < 0:
-        raise ValueError(f"pid must not be negative; got {pid!r}")
+        raise ValueError(f"pid must not be negative; got {shown(pid)}")
     return number
 
 

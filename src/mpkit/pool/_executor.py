@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from mpkit._platform.hints import override
-from mpkit._platform.threads.deadlines import check_timeout, deadline_of, remaining
+from mpkit._platform.threads.deadlines import check_timeout, deadline_of, not_negative, remaining
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._platform.threads.weak_group import WeakGroup
+from mpkit.pool._engine.options import check_count
 from mpkit.pool._handle import TaskHandle
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class PoolExecutor(Executor):
 
         Raises:
             ValueError: `chunksize` or `buffersize` is less than 1, or `timeout` is NaN.
-            TypeError: `buffersize` is not an integer, or `timeout` is not a number.
+            TypeError: `chunksize` or `buffersize` is not an integer, or `timeout` is not a number.
             WaitTimeout: From the iterator: the time has run out.
             Exception: From the iterator: what a call raised.
 
@@ -186,14 +187,11 @@ def map_in_order(
     buffersize: int | None,
 ) -> Iterator[R]:
     """`Executor.map` over any function that submits tasks: see `PoolExecutor.map`."""
-    if chunksize < 1:
-        raise ValueError(f"chunksize must be >= 1, not {chunksize!r}")
-    if buffersize is not None and not isinstance(buffersize, int):
-        raise TypeError(f"buffersize must be an integer or None, not {buffersize!r}")
-    if buffersize is not None and buffersize < 1:
-        raise ValueError(f"buffersize must be None or > 0, not {buffersize!r}")
+    chunksize = check_count(chunksize, "chunksize")
+    if buffersize is not None:
+        buffersize = check_count(buffersize, "buffersize")
     # A negative timeout has run out at once, as in the standard library.
-    deadline = deadline_of(None if timeout is None else check_timeout(max(timeout, 0)))
+    deadline = deadline_of(check_timeout(not_negative(timeout)))
     calls = zip(*iterables)  # noqa: B905  the shortest iterable ends it, as with the built-in map
     tasks: Iterator[Future[Any]]
     if chunksize == 1:

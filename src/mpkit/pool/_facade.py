@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from mpkit._platform.hints import Self
+from mpkit._platform.messages import shown
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.threads.deadlines import check_timeout
 from mpkit._platform.threads.greenlets import patched_by
@@ -647,7 +648,7 @@ def check_callbacks(*callbacks: object) -> None:
     """Each is something to call, or None."""
     for callback in callbacks:
         if callback is not None and not callable(callback):
-            raise TypeError(f"a callback must be callable or None; got {callback!r}")
+            raise TypeError(f"a callback must be callable or None; got {shown(callback)}")
 
 
 def _with_callbacks(

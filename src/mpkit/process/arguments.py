@@ -9,20 +9,22 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mpkit._platform.messages import shown
+
 __all__ = ["check_group", "check_name", "check_target", "checked_args", "checked_kwargs", "checked_limit"]
 
 
 def check_group(group: object) -> None:
     """`group` must be None, as for a thread."""
     if group is not None:
-        raise ValueError(f"group must be None; got {group!r}")
+        raise ValueError(f"group must be None; got {shown(group)}")
 
 
 def check_target(target: object) -> None:
     """`target` must be callable, or None."""
     if target is not None and not callable(target):
         raise TypeError(
-            f"target must be callable, or None; got {target!r}. Pass the function itself, and its "
+            f"target must be callable, or None; got {shown(target)}. Pass the function itself, and its "
             "arguments as args: WorkerProcess(target=f, args=(1, 2)), or use WorkerProcess.call(f, 1, 2)"
         )
 
@@ -30,7 +32,7 @@ def check_target(target: object) -> None:
 def check_name(name: object) -> None:
     """`name` must be a string, or None."""
     if name is not None and not isinstance(name, str):
-        raise TypeError(f"name must be a string, or None; got {name!r}")
+        raise TypeError(f"name must be a string, or None; got {shown(name)}")
 
 
 def checked_limit(limit: int | None) -> int | None:
@@ -40,9 +42,11 @@ def checked_limit(limit: int | None) -> int | None:
     try:
         number = operator.index(limit)
     except TypeError:
-        raise TypeError(f"max_memory_bytes must be a whole number of bytes, or None; got {limit!r}") from None
+        raise TypeError(
+            f"max_memory_bytes must be a whole number of bytes, or None; got {shown(limit)}"
+        ) from None
     if number <= 0:
-        raise ValueError(f"max_memory_bytes must be positive, or None for no limit; got {limit!r}")
+        raise ValueError(f"max_memory_bytes must be positive, or None for no limit; got {shown(limit)}")
     return number
 
 
@@ -51,7 +55,7 @@ def checked_args(args: Iterable[Any]) -> tuple[Any, ...]:
     try:
         return tuple(args)
     except TypeError:
-        raise TypeError(f"args must be a tuple of arguments, such as args=(1,); got {args!r}") from None
+        raise TypeError(f"args must be a tuple of arguments, such as args=(1,); got {shown(args)}") from None
 
 
 def checked_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -59,8 +63,8 @@ def checked_kwargs(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     try:
         checked = dict(kwargs or {})
     except (TypeError, ValueError):
-        raise TypeError(f"kwargs must map names to arguments, or be None; got {kwargs!r}") from None
+        raise TypeError(f"kwargs must map names to arguments, or be None; got {shown(kwargs)}") from None
     for name in checked:
         if not isinstance(name, str):
-            raise TypeError(f"kwargs must have strings as keys; got {name!r}")
+            raise TypeError(f"kwargs must have strings as keys; got {shown(name)}")
     return checked

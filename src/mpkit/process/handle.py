@@ -21,8 +21,8 @@ __all__ = ["Handle"]
 class Handle:
     """The state of a `WorkerProcess`, in one attribute, because subclasses choose attribute names freely.
 
-    It is not sent to the child: when pickled it becomes None, and the child makes another one (see
-    `mpkit.process.sending`).
+    It is not sent to the child: when pickled it becomes an empty one. The child replaces its own (see
+    `mpkit.process.sending`). Other process objects that come along keep theirs: they are of no use there.
 
     Args:
         method: The start method; None: chosen at the start.
@@ -177,8 +177,4 @@ class Handle:
 
     @override
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _nothing, ()
-
-
-def _nothing() -> None:
-    return None
+        return Handle, ()

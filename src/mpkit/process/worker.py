@@ -667,12 +667,15 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
     @override
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         handle = self._mpkit
-        if not spawning() or handle.ties is None or child_process.is_started(self):
+        if not spawning() or child_process.is_started(self):
             raise codec.UnsendableError(
                 f"{self!r} belongs to the process that created it and cannot be sent to another; send "
                 "its pid, or what its result() returned"
             )
-        if handle.payload_under_way:
+        ties = handle.ties
+        # Without ties, it is another process that is being started: one whose target or attributes refer to
+        # this one. (A program may have both as attributes of one object.)
+        if ties is None or handle.payload_under_way:
             made = super().__reduce_ex__(protocol)
             # A subclass may return anything else from its own `__reduce_ex__` or `__reduce__`.
             if isinstance(made, tuple) and len(made) > 2 and isinstance(made[2], dict):
@@ -686,5 +689,4 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
             raise unpicklable(self, self._start_method, error) from (error.__cause__ or error)
         finally:
             handle.payload_under_way = False
-        ties = handle.ties
         return Arrival, (self.name, ties.link, ties.report, ties.stack, ties.trail, ties.above, payload)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 from multiprocessing.context import BaseContext
+from typing import Final
 
+from mpkit._platform.messages import shown
 from mpkit._platform.stdlib.preparation import chosen_start_method
+
+#: The start methods of this system, the default of the running Python first. Asked for once, because
+#: multiprocessing cannot tell any more when a program has set the `reducer` of a context.
+START_METHODS: Final = tuple(multiprocessing.get_all_start_methods())
 
 
 def resolve_context(context: str | BaseContext | None, *, name: str = "start_method") -> BaseContext:
@@ -25,13 +31,13 @@ def resolve_context(context: str | BaseContext | None, *, name: str = "start_met
     if context is None:
         chosen = chosen_start_method()
         if chosen is None:
-            chosen = "forkserver" if "forkserver" in _available() else "spawn"
+            chosen = "forkserver" if "forkserver" in START_METHODS else "spawn"
         return multiprocessing.get_context(chosen)
     if isinstance(context, str):
-        if context not in _available():
+        if context not in START_METHODS:
             raise ValueError(
-                f"{name} must be one of {', '.join(map(repr, _available()))}, or None for the default; "
-                f"got {context!r}"
+                f"{name} must be one of {', '.join(map(repr, START_METHODS))}, or None for the default; "
+                f"got {shown(context)}"
             )
         return multiprocessing.get_context(context)
     if isinstance(context, BaseContext):
@@ -39,10 +45,6 @@ def resolve_context(context: str | BaseContext | None, *, name: str = "start_met
         # whatever the application has set, and using it would fix that.
         return resolve_context(context.get_start_method(allow_none=True), name=name)
     raise TypeError(
-        f"{name} must be the name of a start method ({', '.join(map(repr, _available()))}), a context of "
-        f"multiprocessing, or None for the default; got {context!r} ({type(context).__name__})"
+        f"{name} must be the name of a start method ({', '.join(map(repr, START_METHODS))}), a context of "
+        f"multiprocessing, or None for the default; got {shown(context)} ({type(context).__name__})"
     )
-
-
-def _available() -> list[str]:
-    return multiprocessing.get_all_start_methods()

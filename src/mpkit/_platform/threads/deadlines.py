@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final, SupportsFloat
 
+from mpkit._platform.messages import shown
 from mpkit._platform.threads.clock import CLOCK
 
 #: A moment that never comes.
@@ -40,8 +41,19 @@ def check_timeout(timeout: SupportsFloat | None, *, name: str = "timeout") -> fl
     if seconds >= 0.0:
         return None if seconds == math.inf else seconds
     raise ValueError(
-        f"{name} must be a number of seconds that is not negative, or None for no limit; got {timeout!r}"
+        f"{name} must be a number of seconds that is not negative, or None for no limit; got {shown(timeout)}"
     )
+
+
+def not_negative(timeout: float | None) -> float | None:
+    """The timeout, or 0 if it is negative: much of the standard library treats such a timeout as over.
+
+    What cannot be compared with 0 stays as it is, for `check_timeout` to refuse.
+    """
+    try:
+        return None if timeout is None else max(timeout, 0)
+    except (TypeError, ArithmeticError):
+        return timeout
 
 
 def check_seconds(duration: SupportsFloat, *, name: str) -> float:
@@ -56,7 +68,7 @@ def check_seconds(duration: SupportsFloat, *, name: str) -> float:
         ValueError: If it is negative, NaN, infinite or None.
     """
     # Not with the messages of `check_timeout`, which recommend None.
-    wanted = f"{name} must be a finite number of seconds that is not negative; got {duration!r}"
+    wanted = f"{name} must be a finite number of seconds that is not negative; got {shown(duration)}"
     try:
         seconds = check_timeout(duration, name=name)
     except TypeError:
@@ -70,7 +82,8 @@ def check_seconds(duration: SupportsFloat, *, name: str) -> float:
 
 def _not_a_number(timeout: object, name: str) -> TypeError:
     return TypeError(
-        f"{name} must be a number of seconds or None for no limit; got {timeout!r} ({type(timeout).__name__})"
+        f"{name} must be a number of seconds or None for no limit; got {shown(timeout)} "
+        f"({type(timeout).__name__})"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Final
 
+from mpkit._platform.messages import shown
 from mpkit._shm.locks.robust_lock import COMPLETED, RobustLock
 from mpkit._shm.locks.shared_file import MAGIC_BASE, Form
 from mpkit._shm.locks.shared_object import SharedObject
@@ -142,6 +143,8 @@ class CounterFile(SharedObject):
         old = self.signed[VALUE]
         new = function(old)
         if not LOWEST <= new <= HIGHEST:
-            raise OverflowError(f"the counter would leave the range of 64 bits: {old} would become {new}")
+            raise OverflowError(
+                f"the counter would leave the range of 64 bits: {old} would become {shown(new)}"
+            )
         self.signed[VALUE] = new
         return old, new

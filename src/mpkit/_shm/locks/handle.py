@@ -12,6 +12,7 @@ from types import MemberDescriptorType
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar, cast
 
 from mpkit._platform.hints import without_type_arguments
+from mpkit._platform.messages import shown
 from mpkit._shm.locks.shared_object import Lease, SharedObject
 from mpkit.errors import HandleLost, SharedMemoryExhausted
 
@@ -126,7 +127,7 @@ def checked_integer(name: str, value: object) -> int:
     try:
         return operator.index(cast("Any", value))
     except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+        raise TypeError(f"{name} must be an integer, not {shown(value)}") from None
 
 
 def _arrive(cls: type[SharedHandle[Any]], name: str, export: int) -> SharedHandle[Any]:

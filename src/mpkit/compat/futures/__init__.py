@@ -272,11 +272,11 @@ class ProcessPoolExecutor(concurrent.futures.process.ProcessPoolExecutor):
 
         Raises:
             ValueError: `chunksize` or `buffersize` is less than 1, or `timeout` is NaN.
-            TypeError: `buffersize` is not an integer, or `timeout` is not a number.
+            TypeError: `chunksize` or `buffersize` is not an integer, or `timeout` is not a number.
             TimeoutError: From the iterator: the time has run out.
             Exception: From the iterator: what a call raised.
         """
-        return map_in_order(self.submit, fn, iterables, timeout, chunksize, buffersize)
+        return map_in_order(self.submit, fn, iterables, timeout, not_bool(chunksize), not_bool(buffersize))
 
     @override
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from mpkit._platform.hints import override
+from mpkit._platform.threads.deadlines import not_negative
 from mpkit.compat._errors import executor_error
-from mpkit.compat._numbers import not_negative
 from mpkit.pool import TaskHandle
 from mpkit.pool._handle import is_of_asyncio
 

@@ -7,6 +7,7 @@ import functools
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from mpkit._platform.messages import shown
 from mpkit._wire import codec
 from mpkit._wire.codec import Pickler
 from mpkit.pool._engine.functions import Function
@@ -59,7 +60,7 @@ def _refuse_what_is_no_function(fn: object) -> None:
     # `Shared` that holds a function is.
     if not callable(fn) and not has_reducer:
         raise TypeError(
-            f"a task needs something to call; got {fn!r:.200} ({type(fn).__name__}). Pass the function "
+            f"a task needs something to call; got {shown(fn)} ({type(fn).__name__}). Pass the function "
             "itself and then its arguments, as in submit(f, 1), not in submit(f(1))"
         )
     called: object = fn

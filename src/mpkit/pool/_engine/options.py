@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from multiprocessing.context import BaseContext
 from typing import Any, cast
 
+from mpkit._platform.messages import shown
 from mpkit._platform.stdlib.contexts import resolve_context
 from mpkit._platform.threads.deadlines import check_seconds, check_timeout
 from mpkit._wire import codec
@@ -63,14 +64,14 @@ class PoolOptions:
         forward_logs: bool = True,
     ) -> None:
         if initializer is not None and not callable(initializer):
-            raise TypeError(f"initializer must be callable or None; got {initializer!r}")
+            raise TypeError(f"initializer must be callable or None; got {shown(initializer)}")
         if isinstance(initargs, str | bytes) or not isinstance(initargs, Iterable):
             raise TypeError(
-                f"initargs must be a tuple of arguments; got {initargs!r} "
-                f"(for a single one write ({initargs!r},))"
+                f"initargs must be a tuple of arguments; got {shown(initargs)} "
+                f"(for a single one write ({shown(initargs)},))"
             )
         if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a string or None; got {name!r}")
+            raise TypeError(f"name must be a string or None; got {shown(name)}")
         self.processes: int = _usable_cpus() if processes is None else check_count(processes, "processes")
         self.initializer: Callable[..., object] | None = initializer
         self.initargs: tuple[Any, ...] = tuple(initargs)
@@ -109,9 +110,9 @@ def check_count(value: object, name: str, *, least: int = 1) -> int:
         # An array of numpy has `__index__`, and raises this error as well.
         number = operator.index(cast("Any", None if type(value) is bool else value))
     except TypeError:
-        raise TypeError(f"{name} must be an int; got {value!r} ({type(value).__name__})") from None
+        raise TypeError(f"{name} must be an int; got {shown(value)} ({type(value).__name__})") from None
     if number < least:
-        raise ValueError(f"{name} must be at least {least}; got {number}")
+        raise ValueError(f"{name} must be at least {least}; got {shown(number)}")
     return number
 
 
