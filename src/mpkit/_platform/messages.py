@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["shown"]
-
 #: A value that takes more characters is cut.
 _MOST_CHARACTERS: Final = 200
 

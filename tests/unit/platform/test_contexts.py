@@ -34,7 +34,7 @@ def test_the_default_is_forkserver_and_asking_does_not_fix_it() -> None:
 
 @pytest.mark.usefixtures("nothing_set")
 def test_where_there_is_no_forkserver_the_default_is_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contexts, "_available", lambda: ["spawn"])
+    monkeypatch.setattr(contexts, "START_METHODS", ("spawn",))
     assert resolve_context(None).get_start_method() == "spawn"
 
 
