@@ -69,6 +69,18 @@ def test_a_task_that_ends_while_its_stack_is_written_has_timed_out_and_its_worke
         assert pool.submit(os.getpid).result(PATIENCE) == pid
 
 
+def test_a_terminated_pool_does_not_wait_for_its_grace_period_if_its_tasks_end_at_once(
+    tmp_path: Path,
+) -> None:
+    begun = tmp_path / "begun"
+    with TaskPool(2, context="fork", grace_period=_FOR_EVER) as pool:
+        handle = pool.submit(tasks.touch_and_wait, str(begun))
+        wait_until(begun.exists, "the task has begun")
+        pool.terminate()
+        assert pool.join(PATIENCE)
+        assert handle.cancelled()
+
+
 def test_a_worker_that_ignores_the_end_of_its_pool_is_killed(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     with TaskPool(1, context="fork", grace_period=0.05) as pool:
