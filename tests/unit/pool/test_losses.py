@@ -124,6 +124,7 @@ def test_only_the_item_in_hand_may_fail(
     # What the worker had not begun was queued again before the pieces were known.
     assert sorted(scene.queued()) == sorted([(2, 2), *queued])
     assert scene.failed() == failed
+    assert not any("tried" in str(error) for _, _, error in scene.settlements)
     for piece in scene.sink.pieces:
         record = piece.record
         at = TASK_HEAD.size + len(_FUNCTION)
@@ -180,7 +181,7 @@ def test_all_deaths_are_named_if_a_task_was_tried_again(scene: _Scene) -> None:
     scene.die()
     [(ended, _, error)] = scene.settlements
     assert ended is chunk
-    assert (error.task_id, error.pid, error.signal) == (1, 7, "SIGKILL")
+    assert (error.task_id, error.pid, error.signal, error.stack) == (1, 7, "SIGKILL", None)
     assert "tried 2 times" in str(error)
     assert "process 6 " in str(error)
     assert "process 7 " in str(error)
