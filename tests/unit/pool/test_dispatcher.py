@@ -421,6 +421,21 @@ def test_a_cancel_puts_all_other_tasks_back(bench: _Bench) -> None:
     assert not dispatcher.ledger.queued
 
 
+def test_a_cancel_ends_another_cancelled_task_that_it_takes_out_of_the_inbox(bench: _Bench) -> None:
+    """Its worker could not be kept from beginning it when it was cancelled. If it stayed with the worker, but
+    no longer in the inbox, the worker would count as torn, and be killed.
+    """
+    busy = bench.lanes[0]
+    dispatcher = bench.dispatcher
+    tasks = [bench.send(busy, 16) for _ in range(3)]
+    bench.begin(busy)
+    tasks[1].ending = CANCELLED
+    with dispatcher.lock:
+        assert not dispatcher.cancel(tasks[0], [])
+    assert dispatcher.ledger.cancelled == 1
+    _assert_each_is_somewhere(bench, [tasks[0], tasks[2]])
+
+
 def test_a_task_that_has_begun_may_be_left_alone(bench: _Bench) -> None:
     busy = bench.lanes[0]
     dispatcher = bench.dispatcher

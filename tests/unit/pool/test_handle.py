@@ -170,6 +170,11 @@ def test_waiting_for_an_exception(error: BaseException) -> None:
     assert handle.cancelled() == isinstance(error, TaskCancelled)
     with pytest.raises(type(error)):
         handle.result()
+    if handle.cancelled():
+        with pytest.raises(TaskCancelled):
+            handle.exception()
+    else:
+        assert handle.exception() is error
 
 
 def test_a_thread_that_sleeps_until_the_task_ends_is_notified() -> None:

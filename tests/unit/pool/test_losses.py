@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -162,6 +163,31 @@ def test_whatever_the_word_says_each_item_is_sent_again_or_fails_once(scene: _Sc
     scene.die()
     ranges = [each for each in [*scene.queued(), *scene.failed()] if each != (2, 2)]
     assert sorted(index for start, stop in ranges for index in range(start, stop)) == list(range(4, 10))
+
+
+class _FullOnce(deque[Task]):
+    """A queue that raises MemoryError once, for the third task."""
+
+    is_full = False
+
+    def appendleft(self, task: Task) -> None:
+        if len(self) == 2 and not self.is_full:
+            self.is_full = True
+            raise MemoryError
+        super().appendleft(task)
+
+
+def test_a_division_that_memory_was_missing_for_is_done_at_the_second_try(scene: _Scene) -> None:
+    """The sink is told of the pieces once: it counts on each of them once."""
+    scene.begin()
+    scene.dispatcher.ledger.queue = _FullOnce()
+    scene.lane.words[ITEM] = 5 << 32 | 8
+    with pytest.raises(MemoryError):
+        scene.die()
+    scene.die()
+    assert sorted(scene.queued()) == [(2, 2), (2, 5), (5, 6), (6, 7), (7, 8), (8, 10)]
+    assert not scene.settlements
+    assert [(piece.start, piece.stop) for piece in scene.sink.pieces] == sorted(scene.queued())[1:]
 
 
 def test_a_chunk_that_is_being_stopped_ends_as_a_whole(scene: _Scene) -> None:
