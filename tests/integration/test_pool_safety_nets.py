@@ -53,11 +53,12 @@ def wait_and_square(number: int) -> int:
 
 
 def be_called_back(pool: TaskPool) -> None:
+    called = threading.Semaphore(0)
     for count in (1, 3, 1000):
-        called: list[int] = []
         for number in range(count):
-            pool.apply_async(tasks.square, (number,), callback=called.append)
-        wait_until(lambda count=count, called=called: len(called) == count, "all callbacks have been called")
+            pool.apply_async(tasks.square, (number,), callback=lambda _: called.release())
+        for _ in range(count):
+            assert called.acquire(timeout=PATIENCE)
 
 
 def wait_for_all(pool: TaskPool) -> None:
