@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from mpkit.pool._protocol.channel import (
     DONE,
     FRONT,
     LEAVE_RECORD,
+    LOGS_LATE,
     LOW,
     NOT_NOW,
     SOON,
@@ -24,6 +26,7 @@ from mpkit.pool._protocol.channel import (
     Board,
     Channel,
 )
+from mpkit.pool._worker import bells as _bells
 from mpkit.pool._worker.bells import Bells
 
 #: The task that has just been done, and another one.
@@ -38,7 +41,7 @@ class _Worker:
     def __init__(self, board: Board, channel: Channel) -> None:
         self.board = board
         self.channel = channel
-        self._bells = Bells(channel, board)
+        self.bells = Bells(channel, board)
         self.at_work()
 
     def at_work(self) -> None:
@@ -53,7 +56,11 @@ class _Worker:
 
     def rung(self, now: int = _LATER, *, idle: bool = False) -> str:
         """Which bells it rings when the task is done."""
-        self._bells.ring(_TASK, now, idle=idle)
+        self.bells.ring(_TASK, now, idle=idle)
+        return self.heard()
+
+    def heard(self) -> str:
+        """Which bells it has rung."""
         rung = [name for name in ("front", "back") if getattr(self.board, name).acquire(False)]
         for name, word in (("front", FRONT), ("back", BACK)):
             if name in rung:
@@ -100,6 +107,52 @@ def test_it_rings_for_the_leader_to_get_more_tasks_or_room(worker: _Worker, want
     else:
         worker.channel.words[LOW] = 2 if why == "its inbox runs low" else 1
     assert worker.rung(idle=why == "it is idle") == "front"
+
+
+def test_an_idle_worker_that_is_not_to_ask_for_tasks_does_not_ring_for_them(worker: _Worker) -> None:
+    worker.channel.words[LOW] = 0
+    worker.board.words[FRONT] = 1
+    worker.board.words[WANTED] = _OTHER
+    worker.board.words[BACK] = WHEN_LOW
+    assert worker.rung(idle=True) == ""
+
+
+@pytest.mark.parametrize(
+    "wanted, rung", [(ANY, "front"), (SOON, "front"), (_TASK, "front"), (_OTHER, ""), (NOT_NOW, "")]
+)
+def test_parts_of_a_chunk_ring_for_a_leader_that_wants_them_but_not_all_the_time(
+    worker: _Worker, monkeypatch: pytest.MonkeyPatch, wanted: int, rung: str
+) -> None:
+    heard: list[str] = []
+    for now in (_THEN, _SOON_AFTER, _LATER):
+        monkeypatch.setattr(_bells, "CLOCK", SimpleNamespace(monotonic_ns=lambda now=now: now))
+        worker.board.words[FRONT] = 1
+        worker.board.words[WANTED] = wanted
+        worker.bells.ring_for_a_part(_TASK)
+        heard.append(worker.heard())
+    assert heard == [rung, "", rung]
+    worker.board.words[FRONT] = 0
+    monkeypatch.setattr(_bells, "CLOCK", SimpleNamespace(monotonic_ns=lambda: 2 * _LATER))
+    worker.bells.ring_for_a_part(_TASK)
+    assert worker.heard() == ""
+
+
+def test_log_records_wake_the_collector_if_it_sleeps(worker: _Worker) -> None:
+    worker.board.words[BACK] = WHEN_FULL
+    worker.bells.ring_for_logs()
+    assert worker.heard() == "back"
+    worker.bells.ring_for_logs()
+    assert worker.heard() == ""
+    for late in (False, True):
+        worker.board.words[LOGS_LATE] = late
+        assert worker.bells.logs_are_late() == late
+
+
+def test_news_of_the_worker_itself_wake_both_threads(worker: _Worker) -> None:
+    worker.board.words[FRONT] = 1
+    worker.board.words[BACK] = WHEN_FULL
+    worker.bells.ring_all()
+    assert worker.heard() == "front back"
 
 
 @pytest.mark.parametrize("bell", ["front", "back"])
@@ -150,5 +203,5 @@ def test_one_of_two_sleeping_threads_is_enough(worker: _Worker) -> None:
     worker.board.words[FRONT] = 1
     worker.board.words[WANTED] = _TASK
     worker.board.words[BACK] = ALWAYS
-    assert worker.rung() == "front"
+    assert worker.rung(idle=True) == "front"
     assert worker.board.words[BACK] == ALWAYS
