@@ -136,9 +136,11 @@ def busy_in_c() -> None:
     sum(itertools.repeat(0))
 
 
-def hold_out() -> None:
+def hold_out(begun: str = "") -> None:
     """Ignore Ctrl-C and SIGTERM, so that only SIGKILL ends this process."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if begun:
+        Path(begun).touch()
     while True:
         try:
             signal.pause()

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -92,6 +93,25 @@ def test_two_threads_that_ask_for_the_executor_of_a_pool_get_the_same(
         with pytest.raises(RuntimeError, match="after shutdown"):
             others[0].submit(abs, -1)
         assert pool.executor.submit(abs, -1).result(PATIENCE) == 1
+
+
+def test_a_task_that_is_submitted_while_the_executor_is_shut_down_is_refused_and_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller gets no handle, and the shutdown does not wait for it: so nobody else could stop it."""
+    with TaskPool(1, context="fork") as pool:
+        executor, submit = pool.executor, pool.submit
+        handles: list[Future[Any]] = []
+
+        def submit_and_shut_down(*arguments: Any) -> Future[Any]:
+            handles.append(submit(*arguments))
+            executor.shutdown()
+            return handles[0]
+
+        monkeypatch.setattr(pool, "submit", submit_and_shut_down)
+        with pytest.raises(RuntimeError, match="after shutdown"):
+            executor.submit(tasks.wait_for_file, str(tmp_path / "never"))
+        assert handles[0].cancelled()
 
 
 def test_a_task_that_begins_while_the_executor_is_shut_down_is_not_stopped(

@@ -601,3 +601,44 @@ def test_a_thread_that_waits_for_a_map_is_not_woken_for_every_chunk(pool: TaskPo
         gate.touch()
         waiter.join(PATIENCE)
     assert handle.get() == [str(gate)] * 10
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_an_outcome_that_ctrl_c_has_lost_costs_only_its_own_item(pool: TaskPool, ordered: bool) -> None:
+    """The outcome counts as delivered: otherwise the iterator would wait for it for ever."""
+    start = pool.imap if ordered else pool.imap_unordered
+    results = start(tasks.square, range(5), buffersize=1)
+    sink = results._lazy.sink
+
+    def has_come() -> bool:
+        pool._engine.collector.work()
+        return sink.has_next()
+
+    wait_until(has_come, "the first result is there")
+    sink.take()
+    assert list(results) == [1, 4, 9, 16]
+
+
+class _Interrupted:
+    """An input that Ctrl-C interrupts once, before its fourth item, and that could go on after that."""
+
+    def __init__(self) -> None:
+        self.numbers = iter([0, 1, 2, None, 3, 4, 5])
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        number = next(self.numbers)
+        if number is None:
+            raise KeyboardInterrupt
+        return number
+
+
+def test_after_ctrl_c_in_its_input_a_lazy_map_ends_and_leaves_no_gap(pool: TaskPool) -> None:
+    """The item that had been read just before is lost. So what comes after it is not read, either."""
+    results = pool.imap(tasks.square, _Interrupted(), chunksize=2, buffersize=2)
+    found = [next(results), next(results)]
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert [*found, *results] == [0, 1]

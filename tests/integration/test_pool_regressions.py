@@ -343,6 +343,45 @@ def test_a_forked_child_leaves_the_tasks_to_the_parent(pool: TaskPool, tmp_path:
     assert [handle.result(PATIENCE) for handle in handles] == [str(gate)] * 4
 
 
+def test_a_forked_child_may_use_a_task_that_had_ended(pool: TaskPool) -> None:
+    handle = pool.submit(tasks.square, 3)
+    assert handle.result(PATIENCE) == 9
+
+    def ask() -> None:
+        assert handle.done()
+        assert handle.result() == 9
+        assert concurrent.futures.wait([handle]).done == {handle}
+        called: list[object] = []
+        handle.add_done_callback(called.append)
+        assert called == [handle]
+
+    assert forked(ask) == 0
+
+
+def test_a_fork_in_the_middle_of_the_work_of_another_thread_does_not_hang(pool: TaskPool) -> None:
+    """The lock that the other thread holds is held for ever in the child."""
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with pool._engine.dispatcher.lock:
+            held.set()
+            go_on.wait(PATIENCE)
+
+    def ask() -> None:
+        signal.alarm(int(PATIENCE))
+        with pytest.raises(ClosedError, match="fork"):
+            pool.submit(tasks.square, 3)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert held.wait(PATIENCE)
+        assert forked(ask) == 0
+    finally:
+        go_on.set()
+        thread.join(PATIENCE)
+
+
 # -- the initializer -----------------------------------------------------------------------------------------
 
 

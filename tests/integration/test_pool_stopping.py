@@ -14,6 +14,7 @@ from mpkit._platform.processes import signalling
 from mpkit.errors import TaskTimeout
 from mpkit.pool import TaskPool
 from mpkit.pool._engine import limits as _limits
+from mpkit.pool._engine.lane import Lane
 from mpkit.pool._protocol.channel import STOP
 from mpkit.pool._worker.worker import _Worker
 from tests.contract import pool_tasks as tasks
@@ -39,6 +40,55 @@ def test_a_task_that_is_being_stopped_is_held_to_the_memory_limit(
         monkeypatch.setattr(_limits, "rss_bytes", lambda _pid: 2 * limit)
         with pytest.raises(TaskTimeout):
             handle.result(PATIENCE)
+
+
+def test_a_task_that_ends_while_its_stack_is_written_has_timed_out_and_its_worker_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = tmp_path / "gate"
+    with TaskPool(1, context="fork", grace_period=_FOR_EVER) as pool:
+        pid = pool.submit(os.getpid).result(PATIENCE)
+
+        def end_meanwhile(lane: Lane, _seconds: float) -> str:
+            stop = lane.stop
+            assert stop is not None
+            gate.touch()
+
+            def has_ended() -> bool:
+                pool._engine.collector.work()
+                return stop.ended is not None
+
+            wait_until(has_ended, "the task has ended")
+            return "here it was"
+
+        monkeypatch.setattr(_limits, "live_stack", end_meanwhile)
+        handle = pool.with_options(timeout=0.01).submit(tasks.wait_for_file, str(gate))
+        with pytest.raises(TaskTimeout) as caught:
+            handle.result(PATIENCE)
+        assert caught.value.stack == "here it was"
+        assert pool.submit(os.getpid).result(PATIENCE) == pid
+
+
+def test_a_terminated_pool_does_not_wait_for_its_grace_period_if_its_tasks_end_at_once(
+    tmp_path: Path,
+) -> None:
+    begun = tmp_path / "begun"
+    with TaskPool(2, context="fork", grace_period=_FOR_EVER) as pool:
+        handle = pool.submit(tasks.touch_and_wait, str(begun))
+        wait_until(begun.exists, "the task has begun")
+        pool.terminate()
+        assert pool.join(PATIENCE)
+        assert handle.cancelled()
+
+
+def test_a_worker_that_ignores_the_end_of_its_pool_is_killed(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    with TaskPool(1, context="fork", grace_period=0.05) as pool:
+        handle = pool.submit(tasks.hold_out, str(begun))
+        wait_until(begun.exists, "it ignores signals")
+        pool.terminate()
+        assert pool.join(PATIENCE)
+        assert handle.cancelled()
 
 
 def test_a_sigint_from_outside_does_not_interrupt_the_task(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ class LazyMap(Generic[R]):
                 return
             # Checked after each chunk, because reading the next one may block. (Reading the clock costs
             # little compared with sending.)
-            if clock() > deadline and (self._current or sink.has_next() or engine.dispatcher.has_outcomes()):
+            if clock() > deadline and (sink.has_next() or engine.dispatcher.has_outcomes()):
                 return
 
     def _submit(self, chunk: list[Any]) -> None:

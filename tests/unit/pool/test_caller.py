@@ -82,6 +82,8 @@ def test_calls_are_made_in_order_and_in_one_thread(pool: Collecting) -> None:
 def test_log_records_and_calls_take_turns(pool: Collecting) -> None:
     records: list[list[bytes]] = []
     pool.caller.handle_log(b"1")
+    # Nothing else would start the thread.
+    assert pool.rings == 1
     pool.caller.call(lambda: records.append(list(pool.records)))
     pool.caller.handle_log(b"2")
     pool.caller.serve()
@@ -194,5 +196,10 @@ def test_workers_see_whether_log_records_come_too_fast(
         pool.caller.handle_log(bytes((number,)))
         late.append(pool.words[LOGS_LATE])
     assert late == [0] * 10 + [1] * 10
+    # Called when all of these have been handled, and still ten calls are to be made.
+    pool.caller.call(lambda: late.append(pool.words[LOGS_LATE]))
+    for number in range(10):
+        pool.caller.handle_log(bytes((number,)))
     pool.caller.serve()
-    wait_until(lambda: len(pool.records) == 20 and not pool.words[LOGS_LATE], "it has caught up")
+    wait_until(lambda: len(pool.records) == 30 and not pool.words[LOGS_LATE], "it has caught up")
+    assert late[20:] == [1]

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit.errors import TaskCancelled, WorkerCrashed
+from mpkit.pool._engine import dispatcher as _dispatcher
 from mpkit.pool._engine.dispatcher import Dispatcher
 from mpkit.pool._engine.functions import Function
-from mpkit.pool._engine.lane import Lane
-from mpkit.pool._engine.ledger import Task
+from mpkit.pool._engine.lane import Lane, Stop
+from mpkit.pool._engine.ledger import CANCELLED, TIMED_OUT, Death, Task
+from mpkit.pool._engine.losses import settle_loss
+from mpkit.pool._engine.recovery import reconcile
 from mpkit.pool._engine.settlements import Settlements
 from mpkit.pool._protocol.channel import (
     BIG_VALUE,
     DONE,
+    ERROR,
     IN_TAIL,
+    LOW,
     NONE,
     RAISED,
     RESULT_HEAD,
+    SLEEPING,
+    SLEEPS_FOR_RECORDS,
+    SLEEPS_FOR_ROOM,
     STARTED,
     TASK,
     TASK_HEAD,
+    VALUE,
     Channel,
 )
+
+_DEATH = Death(1, -9, "SIGKILL", None, None, False)
 
 
 class _Sink:
@@ -65,10 +79,14 @@ class _Bench:
         self.dispatcher.add(lane)
         return lane
 
+    def new(self, size: int = 16) -> Task:
+        """A task with a record of `size` bytes."""
+        number, self._next = self._next, self._next + 1
+        return Task(number, _Sink(), TASK_HEAD.pack(number, 0, 0).ljust(size, b"x"), self.function)
+
     def send(self, lane: Lane, size: int) -> Task:
         """Put a task with a record of `size` bytes into a worker's inbox."""
-        number, self._next = self._next, self._next + 1
-        task = Task(number, _Sink(), TASK_HEAD.pack(number, 0, 0).ljust(size, b"x"), self.function)
+        task = self.new(size)
         assert lane.channel.inbox.try_put(task.record)
         self.dispatcher.ledger.send_new(lane.key, task)
         return task
@@ -142,6 +160,199 @@ def test_the_inbox_of_a_doomed_worker_stays_locked(bench: _Bench) -> None:
     assert not lane.channel.lock.acquire(False)
 
 
+@pytest.mark.parametrize("kind, ended", [(NONE, (1, 0)), (VALUE, (1, 0)), (ERROR, (0, 1))])
+def test_what_a_task_ended_with_is_counted(bench: _Bench, kind: int, ended: tuple[int, int]) -> None:
+    lane = bench.lanes[0]
+    task = bench.send(lane, 16)
+    lane.channel.outbox.try_put(RESULT_HEAD.pack(task.number, 0, kind))
+    with bench.dispatcher.lock:
+        bench.dispatcher.drain([])
+    ledger = bench.dispatcher.ledger
+    assert (ledger.succeeded, ledger.failed) == ended
+
+
+def test_a_queued_task_will_be_sent_by_somebody(bench: _Bench) -> None:
+    """If no thread waits for outcomes, it is sent when a worker rings because its inbox runs low."""
+    dispatcher = bench.dispatcher
+    for lane in bench.lanes:
+        bench.send(lane, 16)
+        bench.begin(lane)
+    bench.function.ahead = 1
+    with dispatcher.lock:
+        assert dispatcher.submit(bench.new()) is None
+    assert [lane.words[LOW] for lane in bench.lanes] == [1, 1]
+    assert dispatcher.balancer.lows_set
+    assert bench.asked
+    assert dispatcher.is_look_due()
+    assert not dispatcher.is_look_due()
+
+
+def _is_woken(lane: Lane) -> bool:
+    """Whether a worker that was asleep has been woken."""
+    return not lane.words[SLEEPING] and lane.channel.wake.acquire(False)
+
+
+def test_a_sleeping_worker_is_woken_for_a_task_from_the_queue(bench: _Bench) -> None:
+    lane, other = bench.lanes
+    other.leaving = True
+    other.update_ready()
+    lane.words[SLEEPING] = SLEEPS_FOR_RECORDS
+    bench.dispatcher.ledger.submit(bench.new())
+    with bench.dispatcher.lock:
+        bench.dispatcher.fill()
+    assert lane.sent
+    assert _is_woken(lane)
+
+
+def test_a_sleeping_worker_is_woken_for_tasks_of_another_one(bench: _Bench) -> None:
+    busy, thief = bench.lanes
+    for _ in range(4):
+        bench.send(busy, 16)
+    bench.begin(busy)
+    thief.words[SLEEPING] = SLEEPS_FOR_RECORDS
+    bench.dispatcher.roster.note_if_idle(thief)
+    with bench.dispatcher.lock:
+        bench.dispatcher.fill()
+    assert list(thief.sent) == [2, 3]
+    assert _is_woken(thief)
+
+
+@pytest.mark.parametrize("why", ["not ready", "has a task", "no task left"])
+def test_nothing_is_stolen_for_a_worker_that_is_not_idle_any_more(bench: _Bench, why: str) -> None:
+    """It would not begin the task, or not at once."""
+    busy, thief = bench.lanes
+    tasks = [bench.send(busy, 16) for _ in range(4)]
+    bench.begin(busy)
+    bench.dispatcher.roster.note_if_idle(thief)
+    if why == "not ready":
+        thief.leaving = True
+        thief.update_ready()
+    elif why == "has a task":
+        tasks.append(bench.send(thief, 16))
+    else:
+        thief.maxtasksperchild = thief.words[DONE] = 3
+    before = dict(thief.sent)
+    with bench.dispatcher.lock:
+        bench.dispatcher.fill()
+    assert thief.sent == before
+    assert not bench.dispatcher.roster.idle
+    _assert_each_is_somewhere(bench, tasks)
+
+
+def test_a_worker_that_waits_for_room_in_its_outbox_is_woken_when_there_is_some(bench: _Bench) -> None:
+    lane = bench.lanes[0]
+    task = bench.send(lane, 16)
+    lane.channel.outbox.try_put(RESULT_HEAD.pack(task.number, 0, NONE))
+    lane.words[SLEEPING] = SLEEPS_FOR_ROOM
+    with bench.dispatcher.lock:
+        bench.dispatcher.drain([])
+    assert _is_woken(lane)
+
+
+def test_after_an_exception_all_workers_are_looked_after_even_if_one_cannot_be(bench: _Bench) -> None:
+    """A worker that holds the lock of its inbox and does not go on (it is stopped) is tried again later."""
+    dispatcher = bench.dispatcher
+    stuck, other = bench.lanes
+    tasks = [bench.send(lane, 16) for lane in bench.lanes]
+    for lane in bench.lanes:
+        # Its task is lost: in neither of its rings, and not running.
+        assert lane.channel.inbox.try_get_many(1)
+        lane.words[SLEEPING] = SLEEPS_FOR_RECORDS
+    assert stuck.channel.lock.acquire(False)
+    dispatcher.note_interruption()
+    ended: list[list[int]] = []
+    for _ in range(3):
+        settlements: Settlements = []
+        with dispatcher.lock:
+            dispatcher.drain(settlements)
+        assert all(isinstance(error, TaskCancelled) for _, _, error in settlements)
+        ended.append([task.number for task, _, _ in settlements])
+        if len(ended) == 1:
+            assert _is_woken(other)
+            stuck.channel.lock.release()
+    assert ended == [[tasks[1].number], [tasks[0].number], []]
+    assert _is_woken(stuck)
+    assert not dispatcher.suspect
+    assert dispatcher.ledger.live == 0
+
+
+def test_an_outcome_that_comes_while_the_harm_of_an_exception_is_repaired_counts(bench: _Bench) -> None:
+    """The worker has just taken the last task out of its inbox, run it, and handed in its outcome."""
+    dispatcher, lane = bench.dispatcher, bench.lanes[0]
+    task = bench.send(lane, 16)
+    settlements: Settlements = []
+    bench.begin(lane)
+    lane.words[TASK] = 0
+    lane.channel.outbox.try_put(RESULT_HEAD.pack(task.number, 0, NONE))
+    with dispatcher.lock:
+        assert reconcile(dispatcher.ledger, dispatcher.roster, dispatcher.drain_lane, settlements)
+    assert [(ended, kind) for ended, kind, _ in settlements] == [(task, NONE)]
+    assert (dispatcher.ledger.succeeded, dispatcher.ledger.live) == (1, 0)
+
+
+def test_a_torn_inbox_is_noticed_while_the_harm_of_an_exception_is_repaired(bench: _Bench) -> None:
+    lane = bench.lanes[0]
+    bench.send(lane, 16)
+    lane.words[IN_TAIL] += 5
+    bench.dispatcher.note_interruption()
+    with bench.dispatcher.lock:
+        bench.dispatcher.drain([])
+    assert lane.is_torn
+    assert not lane.inbox_locks
+
+
+def test_tasks_of_a_dead_worker_whose_inbox_is_torn_have_crashed(bench: _Bench) -> None:
+    """It cannot be known which of them it had begun, so none may be run again. But each of them ends."""
+    lane, other = bench.lanes
+    tasks = [bench.send(lane, 16) for _ in range(3)]
+    kept = bench.send(other, 16)
+    lane.words[IN_TAIL] += 5
+    settlements: Settlements = []
+    with bench.dispatcher.lock:
+        settle_loss(bench.dispatcher, lane, _DEATH, itertools.count(100), settlements)
+    assert sorted(task.number for task, _, _ in settlements) == [task.number for task in tasks]
+    assert all(isinstance(error, WorkerCrashed) for _, _, error in settlements)
+    ledger = bench.dispatcher.ledger
+    assert (ledger.crashed + ledger.failed, ledger.queued, ledger.under_way) == (3, 0, 1)
+    assert list(bench.dispatcher.lanes.values()) == [other]
+    assert list(other.sent) == [kept.number]
+
+
+def test_a_cancelled_task_that_is_taken_from_its_worker_ends(bench: _Bench) -> None:
+    """It was cancelled when its worker could not be kept from beginning it."""
+    lane, other = bench.lanes
+    tasks = [bench.send(lane, 16) for _ in range(3)]
+    bench.begin(lane)
+    tasks[1].ending = CANCELLED
+    settlements: Settlements = []
+    with bench.dispatcher.lock:
+        bench.dispatcher.give_to_others(lane, settlements)
+    assert [(task, type(error)) for task, _, error in settlements] == [(tasks[1], TaskCancelled)]
+    assert bench.dispatcher.ledger.cancelled == 1
+    _assert_each_is_somewhere(bench, [tasks[0], tasks[2]])
+    # The other worker, or the same one: whichever has room.
+    assert tasks[2].number in [*lane.sent, *other.sent]
+
+
+def test_the_stop_of_a_task_that_ends_while_its_stack_is_written_waits_for_the_stack(bench: _Bench) -> None:
+    """The error of a time limit says where the task was; the worker gets no other task before that."""
+    lane = bench.lanes[0]
+    task = bench.send(lane, 16)
+    bench.begin(lane)
+    task.ending = TIMED_OUT
+    stop = lane.stop = Stop(task.number, None)
+    lane.update_ready()
+    lane.channel.outbox.try_put(RESULT_HEAD.pack(task.number, 0, NONE))
+    lane.words[TASK] = 0
+    settlements: Settlements = []
+    with bench.dispatcher.lock:
+        bench.dispatcher.drain(settlements)
+    assert not settlements
+    assert stop.ended is task
+    assert lane.stop is stop
+    assert not lane.ready
+
+
 def _stand_at(lane: Lane, eighths: int) -> None:
     """Move the index of an empty inbox to so many eighths of its size."""
     ring = lane.channel.inbox
@@ -162,6 +373,19 @@ def _assert_each_is_somewhere(bench: _Bench, tasks: list[Task]) -> None:
     assert sorted(found) == [task.number for task in tasks]
     assert ledger.queued == len(ledger.queue)
     assert ledger.under_way == sum(len(lane.sent) for lane in bench.lanes)
+
+
+def test_what_does_not_fit_into_the_inboxes_stays_queued(bench: _Bench) -> None:
+    """Otherwise a task would count as sent that no worker ever sees."""
+    dispatcher = bench.dispatcher
+    tasks = [bench.new(20_000) for _ in range(12)]
+    for task in tasks:
+        dispatcher.ledger.submit(task)
+    with dispatcher.lock:
+        dispatcher.fill()
+    _assert_each_is_somewhere(bench, tasks)
+    assert all(lane.sent for lane in bench.lanes)
+    assert dispatcher.ledger.first() is not None
 
 
 def test_stolen_records_that_do_not_fit_are_queued_again(bench: _Bench) -> None:
@@ -198,6 +422,21 @@ def test_a_cancel_puts_all_other_tasks_back(bench: _Bench) -> None:
     _assert_each_is_somewhere(bench, tasks)
     assert dispatcher.ledger.cancelled == 1
     assert not dispatcher.ledger.queued
+
+
+def test_a_cancel_ends_another_cancelled_task_that_it_takes_out_of_the_inbox(bench: _Bench) -> None:
+    """Its worker could not be kept from beginning it when it was cancelled. If it stayed with the worker, but
+    no longer in the inbox, the worker would count as torn, and be killed.
+    """
+    busy = bench.lanes[0]
+    dispatcher = bench.dispatcher
+    tasks = [bench.send(busy, 16) for _ in range(3)]
+    bench.begin(busy)
+    tasks[1].ending = CANCELLED
+    with dispatcher.lock:
+        assert not dispatcher.cancel(tasks[0], [])
+    assert dispatcher.ledger.cancelled == 1
+    _assert_each_is_somewhere(bench, [tasks[0], tasks[2]])
 
 
 def test_a_task_that_has_begun_may_be_left_alone(bench: _Bench) -> None:
@@ -290,3 +529,36 @@ def test_a_worker_is_sane_wherever_its_tasks_are(bench: _Bench) -> None:
     look(lane)
     assert not lane.is_torn
     assert not lane.lost
+
+
+def test_a_stopped_worker_gets_nothing_until_it_is_continued(
+    bench: _Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has not begun goes to others; what it has begun stays with it."""
+    lane, other = bench.lanes
+    for number, each in enumerate(bench.lanes):
+        each.identity = ProcessIdentity(1_000_000 + number, number)
+    stopped = {lane.pid}
+    monkeypatch.setattr(_dispatcher, "is_stopped", stopped.__contains__)
+    dispatcher = bench.dispatcher
+    tasks = [bench.send(lane, 16) for _ in range(3)]
+    bench.begin(lane)
+    for _ in range(2):
+        with dispatcher.lock:
+            dispatcher.check_stopped(lane, [])
+            dispatcher.check_stopped(other, [])
+            tasks.append(bench.new())
+            assert dispatcher.submit(tasks[-1]) is other
+        assert list(lane.sent) == [1]
+        _assert_each_is_somewhere(bench, tasks)
+    # It ends its task, and gets others as soon as it is continued.
+    lane.channel.outbox.try_put(RESULT_HEAD.pack(1, 0, NONE))
+    lane.words[TASK] = 0
+    with dispatcher.lock:
+        dispatcher.drain([])
+    assert not lane.sent
+    stopped.clear()
+    with dispatcher.lock:
+        dispatcher.check_stopped(lane, [])
+    assert lane.sent
+    _assert_each_is_somewhere(bench, tasks[1:])

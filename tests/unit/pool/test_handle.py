@@ -26,6 +26,7 @@ from mpkit.pool import TaskHandle
 from mpkit.pool._handle import is_of_asyncio
 from mpkit.pool._protocol.channel import PLAIN, RAISED
 from tests.helpers.conditions import Alarm, InterruptedCondition
+from tests.helpers.waiting import PATIENCE
 
 
 class QuietCollector:
@@ -169,6 +170,49 @@ def test_waiting_for_an_exception(error: BaseException) -> None:
     assert handle.cancelled() == isinstance(error, TaskCancelled)
     with pytest.raises(type(error)):
         handle.result()
+    if handle.cancelled():
+        with pytest.raises(TaskCancelled):
+            handle.exception()
+    else:
+        assert handle.exception() is error
+
+
+def test_a_thread_that_sleeps_until_the_task_ends_is_notified() -> None:
+    handle, _ = make_handle()
+    condition = handle._ensure_condition()
+    waiting = threading.Event()
+    notified: list[bool] = []
+
+    def wait() -> None:
+        with condition:
+            waiting.set()
+            notified.append(condition.wait(PATIENCE))
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    assert waiting.wait(PATIENCE)
+    # It holds the condition until it sleeps.
+    with condition:
+        pass
+    handle._settle(None, PLAIN, 1)
+    thread.join(PATIENCE)
+    assert notified == [True]
+
+
+@pytest.mark.parametrize(
+    "kind, data, ends",
+    [(PLAIN, 1, False), (RAISED, TaskCancelled("no"), False), (RAISED, ValueError("no"), True)],
+    ids=["a value", "a cancelled task", "an exception"],
+)
+def test_only_an_exception_ends_a_wait_for_the_first_exception(kind: int, data: object, ends: bool) -> None:
+    """As with other futures: there, a cancelled one does not count as an exception."""
+    handle, _ = make_handle()
+    waiter = futures_base._AllCompletedWaiter(2, stop_on_exception=True)
+    handle._ensure_condition()
+    handle._waiters.append(waiter)
+    handle._settle(None, kind, data)
+    assert waiter.finished_futures == [handle]
+    assert waiter.event.is_set() == ends
 
 
 def test_an_interrupt_while_a_callback_is_added_leaves_the_condition_free() -> None:
@@ -198,6 +242,37 @@ def test_a_handle_that_ended_before_anybody_asked_behaves_like_a_future() -> Non
     assert list(concurrent.futures.as_completed([handle], timeout=30)) == [handle]
     assert (handle.done(), handle.running(), handle.cancelled()) == (True, False, False)
     assert handle.exception() is None
+
+
+def test_asking_whether_a_task_has_ended_fetches_its_outcome() -> None:
+    """A program that only asks, and never waits, must see the end, too."""
+    handle, collector = make_handle()
+    assert not handle.ready()
+    outcomes = [(PLAIN, 3)]
+    collector.look = lambda: handle._settle(None, *outcomes.pop())  # type: ignore[method-assign, assignment]
+    assert handle.ready()
+    assert handle.successful()
+    assert not outcomes
+
+
+def test_a_waiter_is_told_once_even_if_telling_the_next_one_was_interrupted() -> None:
+    """Otherwise `as_completed` would count the handle twice."""
+
+    class Interrupted(futures_base._Waiter):
+        def add_result(self, future: Future[Any]) -> None:
+            if not raised:
+                raised.append(Alarm())
+                raise raised[0]
+            super().add_result(future)
+
+    raised: list[Alarm] = []
+    handle, _ = make_handle()
+    waiters = [futures_base._Waiter(), Interrupted(), futures_base._Waiter()]
+    handle._ensure_condition()
+    handle._waiters.extend(waiters)
+    with pytest.raises(Alarm):
+        handle._settle(None, PLAIN, 1)
+    assert [waiter.finished_futures for waiter in waiters] == [[handle]] * 3
 
 
 def test_asyncio_wraps_a_handle() -> None:
@@ -243,7 +318,8 @@ def test_the_callback_of_asyncio_is_told_from_others() -> None:
     async def wrap() -> None:
         asyncio.wrap_future(handle)
         handle.add_done_callback(print)
-        assert [is_of_asyncio(callback) for callback in handle._done_callbacks] == [True, False]
+        handle.add_done_callback(lambda _: None)
+        assert [is_of_asyncio(callback) for callback in handle._done_callbacks] == [True, False, False]
         handle._settle(None, PLAIN, 1)
 
     asyncio.run(wrap())

@@ -85,6 +85,21 @@ def test_all_parts_may_be_there_when_the_worker_dies(sink: ImapSink) -> None:
     assert sink.is_idle()
 
 
+def test_pieces_of_a_chunk_whose_map_has_been_closed_are_cancelled(sink: ImapSink) -> None:
+    """Nobody will ask for their results."""
+    chunk = chunk_of(sink, 0, 4)
+    sink._sent(chunk)
+    pieces = [chunk_of(sink, 0, 1), chunk_of(sink, 1, 4)]
+    sink.close()
+    sink.split(chunk, pieces)
+    cancelled: Any = vars(sink)["_engine"].submission.cancel_later
+    assert cancelled.call_args.args == (pieces,)
+    for piece in pieces:
+        sink._settle(piece, VALUE, b"")
+    assert not sink.has_next()
+    assert sink.is_idle()
+
+
 def test_nothing_is_taken_twice(sink: ImapSink) -> None:
     chunk = chunk_of(sink, 0, 2)
     sink._sent(chunk)
@@ -164,6 +179,32 @@ def test_an_exception_of_a_signal_handler_leaves_nothing_to_wait_for(
                 break
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_all_threads_that_wait_for_a_lazy_map_are_notified(sink: ImapSink) -> None:
+    task = task_of(sink, 0, 1)
+    sink._sent(task)
+    waiting, notified = threading.Semaphore(0), threading.Semaphore(0)
+
+    def wait() -> None:
+        condition = sink._ensure_condition()
+        with condition:
+            waiting.release()
+            if condition.wait(PATIENCE):
+                notified.release()
+
+    threads = [threading.Thread(target=wait, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        assert waiting.acquire(timeout=PATIENCE)
+    # They hold the condition until they wait.
+    with sink._ensure_condition():
+        pass
+    sink._settle(task, VALUE, b"")
+    for _ in threads:
+        assert notified.acquire(timeout=PATIENCE)
+    for thread in threads:
+        thread.join(PATIENCE)
 
 
 def test_delivering_an_outcome_does_not_wait_for_ever_for_the_condition(

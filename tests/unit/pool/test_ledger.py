@@ -438,3 +438,21 @@ def test_a_task_of_a_dead_worker_that_waits_again_counts_once() -> None:
     assert ledger.first() is running
     assert list(ledger.queue) == [running, other]
     assert (ledger.queued, ledger.under_way) == (2, 0)
+
+
+def test_a_task_of_a_dead_worker_that_is_cancelled_while_it_waits_again_ends_once() -> None:
+    """Otherwise it would be told twice, and a closed pool would wait for one task too many, or too few."""
+    ledger = Ledger()
+    ledger.queue = _FullOnce(0)
+    first, second = make(0), make(1)
+    ledger.add_worker(0)
+    ledger.send_new(0, first)
+    ledger.send_new(0, second)
+    with pytest.raises(MemoryError):
+        ledger.lose_worker(0, None, _DEATH)
+    # Before the second try, the task that is in the queue already is cancelled.
+    assert ledger.end(second)
+    assert ledger.ending_with(0, None) == []
+    ledger.lose_worker(0, None, _DEATH)
+    assert [task for task in ledger.queue if task.state == QUEUED] == [first]
+    assert (ledger.live, ledger.queued, ledger.cancelled) == (1, 1, 1)

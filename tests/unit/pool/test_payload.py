@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mpkit._shm.queues.ring import TornRingError
-from mpkit.errors import SharedMemoryExhausted
+from mpkit._wire.codec import Pickler
+from mpkit.errors import SerializationError, SharedMemoryExhausted
 from mpkit.pool._protocol import payload as _payload
 from mpkit.pool._protocol.channel import BIG_VALUE, HEAD_SIZE, LONGEST_TASK, RAISED, Channel
 
@@ -66,3 +68,19 @@ def test_a_named_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -
     os.mkfifo(tmp_path / "mpkit-parcel-1")
     with pytest.raises(PermissionError, match="not a regular file"):
         _payload.open_shared(str(tmp_path / "mpkit-parcel-1"))
+
+
+@pytest.mark.parametrize(
+    "dump", [_payload.dump_value, lambda value, pickler: _payload.dump_chunk([value], [], pickler)]
+)
+def test_outcomes_are_pickled_as_the_pool_was_told(
+    dump: Callable[[object, Pickler], tuple[int, bytes]],
+) -> None:
+    pytest.importorskip("cloudpickle")
+    kind, data = dump(lambda: 3, "cloudpickle")
+    value, error = _payload.open_outcome(kind, bytes(HEAD_SIZE) + data)
+    assert error is None
+    function = value if callable(value) else value[0][0]
+    assert function() == 3
+    with pytest.raises(SerializationError):
+        dump(lambda: 3, "pickle")

@@ -78,6 +78,13 @@ def test_short_tasks_go_ahead_to_one_until_it_is_full_and_then_to_the_next() -> 
     assert placement.choose(a_function(3)) is first
 
 
+def test_an_idle_worker_gets_its_last_task_at_once() -> None:
+    lane = a_lane(0, tasks=1)
+    roster = a_roster(lane)
+    roster.note_if_idle(lane)
+    assert Placement(roster).choose(a_function(1)) is lane
+
+
 def test_no_worker_gets_more_tasks_than_it_will_run() -> None:
     lane = a_lane(0, sent=2, tasks=3)
     placement = Placement(a_roster(lane))

@@ -61,6 +61,7 @@ def test_programs_that_end_in_time_are_forgotten(scene: Scene) -> None:
     assert scene.told == [_ONE]
     assert scene.look() == scene.now + _GRACE
     for program in (_ONE, _CHILD):
+        assert program in scene.programs
         assert scene.programs
         scene.programs.ended(program)
     assert not scene.programs
@@ -78,6 +79,18 @@ def test_programs_that_do_not_end_in_time_are_killed_and_waited_for(scene: Scene
     assert scene.look() == NEVER
     assert not scene.programs
     assert scene.killed == [_ONE, _CHILD]
+
+
+def test_killed_programs_that_have_ended_are_not_waited_for(scene: Scene) -> None:
+    scene.programs.follow([_ONE])
+    scene.now += _GRACE
+    scene.look()
+    assert scene.killed == [_ONE]
+    assert _ONE in scene.programs
+    scene.programs.ended(_ONE)
+    assert _ONE not in scene.programs
+    assert not scene.programs
+    assert scene.look() == NEVER
 
 
 def test_each_program_is_told_once_and_keeps_its_deadline(scene: Scene) -> None:
@@ -134,3 +147,5 @@ def test_a_process_that_ends_between_two_looks_is_looked_at_again(monkeypatch: p
     scene.gone.add(_TWO)
     remains.look_after()
     assert removed == [[dead, Member(_TWO, b"last", [])]]
+    remains.look_after()
+    assert len(removed) == 1

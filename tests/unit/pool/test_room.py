@@ -96,6 +96,35 @@ def test_only_the_first_of_many_waiting_threads_is_woken(
     assert len(looks) <= 2 * len(waiters)
 
 
+def test_room_for_two_is_told_to_the_second_one_by_the_first(
+    dispatcher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first one is notified. If it did not pass that on, the second would sleep on."""
+    monkeypatch.setattr(_room, "_SLICE_SECONDS", 10 * PATIENCE)
+    room = Room(dispatcher, 2)
+    dispatcher.ledger.queued = 2
+
+    def wait() -> None:
+        with dispatcher.lock:
+            room.wait(cast("Task", object()), lambda: None)
+
+    waiters = [threading.Thread(target=wait, daemon=True) for _ in range(2)]
+    for waiter in waiters:
+        waiter.start()
+
+    def both_wait() -> bool:
+        with dispatcher.lock:
+            return len(room.waiting) == 2
+
+    wait_until(both_wait, "both wait")
+    with dispatcher.lock:
+        dispatcher.ledger.queued = 0
+        room.notify()
+    for waiter in waiters:
+        waiter.join(PATIENCE)
+    assert not room.waiting
+
+
 def test_a_signal_handler_that_waits_while_its_thread_waits(dispatcher: Any) -> None:
     """The handler waits in the place of its thread. If it gives up, the thread must keep that place."""
     room = Room(dispatcher, 1)
@@ -126,4 +155,39 @@ def test_a_signal_handler_that_waits_while_its_thread_waits(dispatcher: Any) -> 
     assert waiter.is_alive()
     dispatcher.ledger.queued = 0
     wait_until(has_gone, "it has gone")
+    assert not room.waiting
+
+
+def test_all_waiting_threads_check_whether_the_pool_has_ended(
+    dispatcher: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There will never be room for them, so nothing else would wake them."""
+    monkeypatch.setattr(_room, "_SLICE_SECONDS", 10 * PATIENCE)
+    room = Room(dispatcher, 1)
+    dispatcher.ledger.queued = 1
+    refused: list[Task] = []
+
+    def wait() -> None:
+        task = cast("Task", object())
+        with dispatcher.lock:
+            try:
+                room.wait(task, lambda: 1 // 0)
+            except ZeroDivisionError:
+                room.leave(task)
+                refused.append(task)
+
+    waiters = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
+    for waiter in waiters:
+        waiter.start()
+
+    def all_wait() -> bool:
+        with dispatcher.lock:
+            return len(room.waiting) == 3
+
+    wait_until(all_wait, "all of them wait")
+    with dispatcher.lock:
+        room.notify_all()
+    for waiter in waiters:
+        waiter.join(PATIENCE)
+    assert len(refused) == 3
     assert not room.waiting

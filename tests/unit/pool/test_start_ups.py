@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 
 from mpkit.errors import PoolBroken, SharedMemoryExhausted
+from mpkit.pool._engine import start_ups as _start_ups
 from mpkit.pool._engine.roster import Roster
 from mpkit.pool._engine.start_ups import MOST_FAILURES, MOST_KILLED, Failure, StartUps
 
@@ -45,6 +47,18 @@ def test_a_temporary_error_is_retried_for_longer_and_reported_as_such(error: Exc
     assert str(error) in str(broken)
     assert ("raise the limit" in str(broken)) is not isinstance(error, PoolBroken)
     assert "__main__" not in str(broken)
+
+
+def test_each_pause_is_twice_as_long_as_the_one_before_up_to_two_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_start_ups, "CLOCK", SimpleNamespace(monotonic=lambda: 100.0))
+    start_ups = StartUps(Mock(), Roster())
+    pauses: list[float] = []
+    for _ in range(MOST_KILLED):
+        start_ups.note_failure("it was killed", Failure.KILLED)
+        pauses.append(round(start_ups.not_before - 100.0, 6))
+    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, *[2.0] * 4]
 
 
 def test_a_permanent_error_breaks_the_pool_soon() -> None:

@@ -42,8 +42,9 @@ def settle_loss(
         ledger.finish(lane.key, number, False)
     running = begun[-1] if begun else None
     chunk = None if running is None else lane.sent.get(running)
-    if isinstance(chunk, Chunk) and _divide(ledger, chunk, lane, death, numbers, settlements):
-        running = None
+    if isinstance(chunk, Chunk):
+        _divide(ledger, chunk, lane, death, numbers, settlements)
+    # If the chunk has been divided, it is no longer among the tasks of the worker.
     for task in ledger.ending_with(lane.key, running):
         error = ending_error(task, lane) if task.ending else _crash_error(task, [*(task.deaths or ()), death])
         settlements.append((task, RAISED, error))
@@ -52,22 +53,21 @@ def settle_loss(
 
 def _divide(
     ledger: Ledger, chunk: Chunk, lane: Lane, death: Death, numbers: Iterator[int], settlements: Settlements
-) -> bool:
+) -> None:
     """The worker of a chunk is dead: replace it by pieces, so that only the item that it died of fails.
 
     Long items are processed one by one: the item that was being processed is tried again, or fails. In a
     block of short items, any may have been the cause: each of them is sent again by itself, so that it takes
     no other with it if the worker dies again. All others are sent again together.
 
-    Returns:
-        False if the whole chunk is to be treated as one: it has only one item, it is being stopped, or the
-        worker died before the first item (presumably while it unpickled the function or the items).
+    The chunk is left whole if it has only one item, if it is being stopped, or if the worker died before the
+    first item (presumably while it unpickled the function or the items).
     """
     # If this is called again after an exception (no memory), the pieces are the same as before, and some of
     # them may have been queued.
     pieces = chunk.pieces or _pieces(chunk, lane.words[ITEM], death, numbers)
     if not pieces:
-        return False
+        return
     chunk.pieces = pieces
     crashed = next((piece for piece in pieces if piece.deaths and not piece.retries), None)
     error = None if crashed is None else _crash_error(crashed, [death])
@@ -76,7 +76,6 @@ def _divide(
     if crashed is not None:
         settlements.append((crashed, RAISED, error))
     ledger.divide(chunk, [piece for piece in pieces if piece is not crashed], crashed)
-    return True
 
 
 def _pieces(chunk: Chunk, item: int, death: Death, numbers: Iterator[int]) -> list[Chunk]:
