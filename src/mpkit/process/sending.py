@@ -99,7 +99,7 @@ class Arrival:
                     f"{self._name} arrived as {codec.described(process)}: the __reduce__ of its class is "
                     "unsuitable"
                 )
-        except SerializationError as error:
+        except Exception as error:  # noqa: BLE001  a MemoryError, too; the parent's `result()` raises it
             ties.report_failure(error)
             sys.stderr.write(f"Process {self._name}:\n")
             traceback.print_exc()
