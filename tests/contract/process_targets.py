@@ -90,6 +90,13 @@ def no_memory_for_it() -> NoReturn:
     raise MemoryError("for an argument")
 
 
+class Interrupts:
+    """Ctrl-C comes while it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
+        return signal.raise_signal, (signal.SIGINT,)
+
+
 class Telling:
     """Calls `told` when it is unpickled."""
 
