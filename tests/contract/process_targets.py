@@ -79,6 +79,24 @@ def exit_in_unpickling() -> NoReturn:
     raise ZeroDivisionError("while unpickling")
 
 
+class TooBig:
+    """There is no memory for it where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return no_memory_for_it, ()
+
+
+def no_memory_for_it() -> NoReturn:
+    raise MemoryError("for an argument")
+
+
+class Interrupts:
+    """Ctrl-C comes while it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
+        return signal.raise_signal, (signal.SIGINT,)
+
+
 class Telling:
     """Calls `told` when it is unpickled."""
 

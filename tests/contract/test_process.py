@@ -1148,6 +1148,24 @@ def test_an_argument_that_does_not_unpickle_in_the_child(
 
 
 @pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
+def test_an_argument_for_which_the_child_has_no_memory(method: str) -> None:
+    """The error must not say that something has called `os._exit`."""
+    process = run(method, targets.multiply, targets.TooBig())
+    assert process.exitcode == 1
+    with pytest.raises(MemoryError, match="for an argument"):
+        process.result()
+
+
+@posix
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
+def test_ctrl_c_while_the_arguments_arrive(method: str) -> None:
+    """The error must not say that something has called `os._exit`, as it did under forkserver."""
+    error = run(method, targets.multiply, targets.Interrupts()).exception()
+    assert isinstance(error, WorkerCrashed)
+    assert error.signal == "SIGINT"
+
+
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
 def test_a_process_that_arrives_as_something_else(method: str) -> None:
     process = targets.BecomesText(start_method=method)
     process.start()

@@ -24,11 +24,16 @@ with {start} as started:
 """
 PROCESS = {"start": "WorkerProcess.call(abs, -1)", "result": "started.result()"}
 POOL = {"start": "TaskPool(1)", "result": "started.apply(abs, [-1])"}
+# More than fits into a pipe, so the child dies before it has read all of it.
+BIG_PROCESS = {"start": "WorkerProcess.call(len, bytes(1_000_000))", "result": "started.result()"}
+BIG_POOL = {"start": "TaskPool(1, len, [bytes(1_000_000)])", "result": "started.apply(abs, [-1])"}
 
 
 # The default is forkserver.
 @pytest.mark.parametrize("method", ["default", "spawn"])
-@pytest.mark.parametrize("what", [PROCESS, POOL], ids=["process", "pool"])
+@pytest.mark.parametrize(
+    "what", [PROCESS, POOL, BIG_PROCESS, BIG_POOL], ids=["process", "pool", "big-process", "big-pool"]
+)
 def test_a_program_without_a_main_guard_is_told_to_add_one(
     method: str, what: dict[str, str], tmp_path: Path
 ) -> None:

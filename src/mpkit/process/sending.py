@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 import types
@@ -99,7 +100,13 @@ class Arrival:
                     f"{self._name} arrived as {codec.described(process)}: the __reduce__ of its class is "
                     "unsuitable"
                 )
-        except SerializationError as error:
+        except KeyboardInterrupt:
+            # Die of it, as an interpreter does. The fork server's children would just exit with 1.
+            if sys.platform != "win32":
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGINT)
+            raise
+        except Exception as error:  # noqa: BLE001  a MemoryError, too; the parent's `result()` raises it
             ties.report_failure(error)
             sys.stderr.write(f"Process {self._name}:\n")
             traceback.print_exc()

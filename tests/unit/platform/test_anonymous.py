@@ -6,11 +6,14 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from mpkit._platform.files.anonymous import AnonymousFile
+from mpkit._platform.files.descriptors import file_behind, is_still
+from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="descriptors")
 
@@ -88,3 +91,19 @@ def test_a_lack_of_descriptors_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(os, "memfd_create", refused)
     with pytest.raises(OSError, match="Too many open files"):
         AnonymousFile.create("test")
+
+
+@needs_a_trace_that_raises
+def test_a_file_is_closed_in_spite_of_ctrl_c() -> None:
+    """Otherwise nobody would close it: the next `close` takes it for closed."""
+    traced = (os.path.join("files", "anonymous.py"), os.path.join("files", "descriptors.py"), "weakref.py")
+    for step in count():
+        file = AnonymousFile.create("test")
+        number = file.fileno()
+        behind = file_behind(number)
+        interrupted = interrupt_at(step, file.close, traced=traced)
+        file.close()
+        assert not is_still(number, behind), f"step {step}"
+        if not interrupted:
+            break
+    assert step > 5

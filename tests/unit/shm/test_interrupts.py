@@ -1,7 +1,11 @@
-"""Ctrl-C at any step of the first use, of closing and of opening a handle: nothing stays locked."""
+"""Ctrl-C at any step of making, first using and closing an object, and of opening a handle.
+
+Nothing stays locked, and nothing is left behind.
+"""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import pickle
@@ -14,6 +18,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from mpkit import BoundedQueue, Lock, LockedCounter
+from mpkit._shm.memory import names
 from mpkit.errors import ClosedError
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.unit.shm.others import Call
@@ -51,6 +56,31 @@ def elsewhere(call: Callable[[], object]) -> None:
 
 def join(made: Shared) -> None:
     made._opened()._join(None)
+
+
+def _make_into(made: list[Shared], make: Callable[[], Shared]) -> None:
+    made.append(make())
+
+
+def test_making(
+    make: Callable[[], Shared], use: Callable[[Any], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is half made is removed, and its destructor does not complain of what is missing."""
+    unraisable: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: unraisable.append(repr(what.exc_value)))
+    before = names.owned_names()
+    for step in itertools.count():
+        made: list[Shared] = []
+        interrupted = interrupt_at(step, partial(_make_into, made, make), opcodes=OPCODES)
+        for each in made:
+            use(each)
+            each.close()
+        if not interrupted:
+            break
+    gc.collect()
+    assert names.owned_names() == before
+    assert not unraisable
+    assert step > 10
 
 
 def test_the_first_use(make: Callable[[], Shared], use: Callable[[Any], object]) -> None:

@@ -45,6 +45,7 @@ from mpkit._shm.queues.region_supply import RegionSupply
 from mpkit._shm.queues.regions import ENTRY_WORDS, FREE, WRITING, Regions
 from mpkit._shm.queues.ring import COUNT_LIMIT, ONE
 from mpkit.errors import ClosedError, HandleLost, QueueEmpty, QueueFull, QueueShutDown, SharedMemoryExhausted
+from tests.helpers.shortage import spare_descriptors
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 from tests.unit.shm.others import Call, Holder, living_stranger, permits
@@ -659,6 +660,18 @@ def test_a_lost_handle_raises_a_new_exception_each_time() -> None:
         error = caught.value
         seen.add((str(error), repr(error.__cause__), len(traceback.extract_tb(error.__traceback__))))
     assert len(seen) == 1
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors (Linux)")
+def test_a_handle_that_could_not_be_opened_says_why_without_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They may be what was lacking when it arrived. Importing the module `copy` then failed here."""
+    lost = LockedCounter.__new__(LockedCounter)
+    lost._bind_nothing("name", SharedMemoryExhausted("no descriptors"))
+    monkeypatch.delitem(sys.modules, "copy", raising=False)
+    with spare_descriptors(0), pytest.raises(SharedMemoryExhausted, match="no descriptors"):
+        lost.add()
 
 
 def test_a_wake_up_for_a_loop_that_is_closed_is_passed_on() -> None:

@@ -18,6 +18,7 @@ from mpkit._platform.files.descriptors import file_behind, is_still
 from mpkit._platform.files.file_maps import map_privately
 from mpkit._platform.files.positioned import read_at, write_all
 from mpkit._platform.hints import override
+from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.stdlib.passing import PassedDescriptor, pass_descriptor
 
 #: The errors of memfd_create(2) in sandboxes that do not support or allow it, and on systems where a program
@@ -124,7 +125,9 @@ class AnonymousFile:
 
     def close(self) -> None:
         """Close the file. A second call does nothing."""
-        self._closer()
+        # A finalizer is dead as soon as it is called: after an interrupt in it, nothing would close the file.
+        with deferred_interrupts():
+            self._closer()
 
     @override
     def __reduce__(self) -> tuple[Callable[..., AnonymousFile], tuple[Any, ...]]:

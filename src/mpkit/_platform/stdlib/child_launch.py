@@ -1,12 +1,14 @@
 """Launching a child so that it is never lost, and that no descriptor stays open if the system refuses it.
 
 These classes are mixed into the Popen classes of multiprocessing. Those are private, and so is the way in
-which they use each other's methods.
+which they use each other's methods; `Spawning` also uses what spawn's `_launch` does (``_name``, ``_fds``,
+`set_spawning_popen` and functions of the modules `spawn` and `util`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -100,6 +102,56 @@ class LaunchOfOwn(Launch):
                 pipes = ("parent_r", "child_w", "child_r", "parent_w")
                 _close_what_is_forgotten(error, vars(popen_fork.Popen)["_launch"], pipes)
             raise
+
+
+class Spawning:
+    """Spawns a child that may die before it has read what it is sent; mixed into the Popen class of spawn.
+
+    This replaces the method of multiprocessing, which before Python 3.15 keeps the child's end of the pipe
+    open while it writes. So if the child died (because the main module cannot be imported there, say) and
+    there was more than fits into the pipe, `start` never returned.
+    """
+
+    _fds: list[int]
+
+    def _launch(self: Any, child: BaseProcess) -> None:
+        from multiprocessing import reduction, resource_tracker, spawn  # noqa: PLC0415  not for fork
+        from multiprocessing.context import set_spawning_popen  # noqa: PLC0415
+
+        tracker = resource_tracker.getfd()
+        self._fds.append(tracker)
+        data = io.BytesIO()
+        set_spawning_popen(self)
+        try:
+            reduction.dump(spawn.get_preparation_data(vars(child)["_name"]), data)
+            reduction.dump(child, data)
+        finally:
+            set_spawning_popen(None)
+        ours: list[int] = []
+        theirs: list[int] = []
+        try:
+            # The child takes this pipe's end for the end of its parent.
+            read, alive = os.pipe()
+            theirs.append(read)
+            ours.append(alive)
+            sentinel, ends = os.pipe()
+            ours.append(sentinel)
+            theirs.append(ends)
+            self._fds.extend(theirs)
+            command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=read)
+            self.pid = util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, self._fds)
+            self.sentinel = sentinel
+        finally:
+            self.finalizer = util.Finalize(self, _close_all, ours)
+            _close_all(*theirs)
+        # If it has died, its exit code says so.
+        with contextlib.suppress(BrokenPipeError), open(alive, "wb", closefd=False) as pipe:
+            pipe.write(data.getbuffer())
+
+
+def _close_all(*descriptors: int) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 class LaunchByServer(Launch):

@@ -25,7 +25,7 @@ from mpkit._platform.processes import exits, identity, signalling
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._platform.signals.interrupts import deferred_interrupts
 from mpkit._platform.signals.names import KILL
-from mpkit._platform.stdlib.child_launch import LaunchByServer, LaunchOfOwn
+from mpkit._platform.stdlib.child_launch import LaunchByServer, LaunchOfOwn, Spawning
 from mpkit._platform.threads.deadlines import deadline_of, remaining
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 from mpkit._platform.threads.readiness import wait_readable
@@ -346,7 +346,7 @@ def popen_class(start_method: str) -> type[Any]:
     if start_method == "spawn":
         from multiprocessing import popen_spawn_posix  # noqa: PLC0415
 
-        return type("Popen", (_OwnChild, popen_spawn_posix.Popen), {})
+        return type("Popen", (_OwnChild, Spawning, popen_spawn_posix.Popen), {})
     from multiprocessing import popen_forkserver  # noqa: PLC0415
 
     return type("Popen", (_ChildOfServer, popen_forkserver.Popen), {})

@@ -54,6 +54,7 @@ class CounterFile(SharedObject):
         self._waker = Waker(self._sleepers, self.lock)
         # The value of SLEPT at which it is known that nobody sleeps.
         self._quiet = FIRST_TICKET
+        self._constructed()
 
     @classmethod
     def _format(cls, words: memoryview[int], **options: int) -> None:

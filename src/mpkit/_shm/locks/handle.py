@@ -7,6 +7,7 @@ to the same object share one `SharedObject`.
 from __future__ import annotations
 
 import operator
+import pickle
 from collections.abc import Iterator
 from types import MemberDescriptorType
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar, cast
@@ -65,10 +66,9 @@ class SharedHandle(Generic[S]):
         """Raise the reason why the object could not be opened; in place of the methods of that object."""
         lost = self._lost
         assert lost is not None
-        import copy  # noqa: PLC0415  rarely needed
-
         # A copy each time: an exception that is raised repeatedly accumulates the frames of all callers.
-        raise copy.copy(lost) from lost.__cause__
+        # (Not by the module `copy`: if there are no descriptors left, nothing can be imported.)
+        raise pickle.loads(pickle.dumps(lost)) from lost.__cause__
 
     def close(self) -> None:
         """Close the object in this process. Calling it again does nothing.

@@ -62,6 +62,7 @@ class LockFile(OwnRows):
         #: the sum of all `COMPLETED` at the last look.
         self._ownerless_since = self._next_look = 0.0
         self._seen_completed = -1
+        self._constructed()
 
     # -- acquire and release ---------------------------------------------------------------------------------
 

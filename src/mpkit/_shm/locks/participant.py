@@ -53,7 +53,8 @@ class Participant(Opened):
         # The process in which the state of this object was set up; another one in a fork, until the hook has
         # run.
         self._process = os.getpid()
-        self._left = False  # `close` has been completed
+        # `close` has nothing to do: it has been completed, or the constructor has not.
+        self._left = True
         self._joining_or_closing = InterruptibleLock()
         self._marks = ForkMarks(segment)
         # The threads that want to close it, or are closing it.
@@ -62,14 +63,18 @@ class Participant(Opened):
         self.segment: Segment = segment
         self.semaphores: list[Semaphore] = semaphores
         self.words: memoryview[int] = segment.words
-        # `close` closes them, because only it knows whether another process still needs the names.
-        segment.managed = True
-        for semaphore in semaphores:
-            semaphore.managed = True
         self.rows: Rows = form.rows(segment)
         self.locks: list[RobustLock] = [
             RobustLock(self.rows, number, semaphores[number], join=self._join) for number in range(form.locks)
         ]
+
+    def _constructed(self) -> None:
+        """Called last by the constructors of subclasses: from now on there is something to close."""
+        self._left = False
+        # `close` closes them, because only it knows whether another process still needs the names.
+        self.segment.managed = True
+        for semaphore in self.semaphores:
+            semaphore.managed = True
 
     def check_open(self) -> None:
         """Raise ClosedError if this process has closed the object."""
@@ -228,5 +233,5 @@ class Participant(Opened):
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # When the interpreter is shutting down, the exit hook of `names` has removed everything, and modules
         # are half gone.
-        if not _is_finalizing() and not getattr(self, "_left", True) and hasattr(self, "locks"):
+        if not _is_finalizing() and not getattr(self, "_left", True):
             self.close()

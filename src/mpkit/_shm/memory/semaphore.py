@@ -40,8 +40,8 @@ class Semaphore:
     def __init__(self, name: str, raw: sem_lock.SemLock, *, owner_pid: int) -> None:
         self.name: str = name
         self.raw: sem_lock.SemLock = raw
+        self.managed: bool = False  # before `_owner_pid`, with which `__del__` reads it
         self._owner_pid = owner_pid
-        self.managed: bool = False
         self.acquire: Acquire = raw.acquire
         self.release: Callable[[], None] = raw.release
 

@@ -22,13 +22,14 @@ class OpenQueue(QueueFile):
     __slots__ = ("_async_waiters", "gets", "puts")
 
     def __init__(self, segment: Segment, semaphores: list[Semaphore]) -> None:
-        # By the process: a fork leaves its threads behind. (First: `close` needs it, whatever fails here.)
-        self._async_waiters: dict[int, AsyncWaiters] = {}
         super().__init__(segment, semaphores)
+        # By the process: a fork leaves its threads behind.
+        self._async_waiters: dict[int, AsyncWaiters] = {}
         self.puts = PutSide(self)
         self.gets = GetSide(self, self.puts)
         self.put_lock.repair = self.puts.ring.repair
         self.get_lock.repair = self.gets.repair
+        self._constructed()
 
     def async_waiters(self) -> AsyncWaiters:
         """The object through which the coroutines of this process wait."""
