@@ -289,6 +289,37 @@ def test_calls_that_do_not_wait_find_a_lost_permit_too(lock: Lock, monkeypatch: 
     lock.release()
 
 
+def test_a_lost_permit_is_not_given_back_while_another_process_takes_over(
+    lock: Lock, shared: LockFile
+) -> None:
+    """Otherwise both would give it back, and then two processes could hold the lock."""
+    place = shared._spare.pop()
+    assert shared.permit_acquire(False)  # nobody has recorded it, so it is lost
+    another = FileLock.try_acquire(shared.segment.fd)
+    assert another is not None
+    for recoveries in (0, 1):
+        shared._lock_rows.restore(place, shared.permit_acquire, shared.permit_release)
+        assert shared.words[RECOVERIES] == recoveries
+        another.release()
+    shared._spare.append(place)
+    assert lock.acquire(False)
+    assert not lock.acquire(False)
+    lock.release()
+
+
+def test_a_forked_child_has_not_taken_over_what_its_parent_has(lock: Lock, shared: LockFile) -> None:
+    with held_by_another(lock) as other:
+        pass
+    assert lock.acquire(timeout=PATIENCE)
+    assert lock.abandoned_by == other
+    reader, writer = os.pipe()
+    os.waitpid(forked(lambda: os.write(writer, repr(lock.abandoned_by).encode())), 0)
+    assert os.read(reader, 100) == b"None"
+    os.close(reader)
+    os.close(writer)
+    lock.release()
+
+
 def test_a_lock_that_changes_hands_is_not_investigated(
     lock: Lock, shared: LockFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

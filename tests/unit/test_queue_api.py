@@ -476,6 +476,25 @@ def test_close_ends_the_calls_of_other_threads() -> None:
         call.result()
 
 
+@pytest.mark.parametrize("wait", [BoundedQueue.get, lambda queue: queue.put(2), BoundedQueue.join])
+def test_a_signal_handler_may_close_the_queue_and_end_the_program(
+    wait: Callable[[BoundedQueue[int]], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the handler raises reaches the caller, not that the queue is closed."""
+    queue: BoundedQueue[int] = BoundedQueue(maxsize=1)
+    queue.put(1)
+    if wait is BoundedQueue.get:
+        queue.get()
+
+    def handler(_sleepers: sleepers.Sleepers, _deadline: float | None) -> bool:
+        queue.close()
+        raise SystemExit
+
+    monkeypatch.setattr(sleepers.Sleepers, "sleep", handler)
+    with pytest.raises(SystemExit):
+        wait(queue)
+
+
 def test_leaving_the_block_closes(queue: BoundedQueue[Any]) -> None:
     with BoundedQueue[int]() as entered:
         entered.put(1)
