@@ -255,6 +255,7 @@ def test_a_child_forked_while_the_file_lock_is_being_taken_does_not_keep_it(
         patch.setattr(filelock, "_open_again", opened)
         lock = FileLock.try_acquire(fd)
     thread.join()
+    assert forks
     try:
         assert lock is not None
         lock.release()
@@ -350,6 +351,17 @@ def test_children_that_have_ended_or_closed_the_queue_do_not_keep_its_names() ->
             assert len(os.listdir("/proc/self/fd")) < descriptors
         os.close(reader)
         os.close(writer)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="lists descriptors")
+def test_the_number_of_forks_does_not_use_up_descriptors() -> None:
+    with closing(BoundedQueue[int]()):
+        gc.collect()  # garbage of earlier tests must not be closed in between
+        counts = []
+        for _ in range(3):
+            with forked(lambda: None):
+                counts.append(len(os.listdir("/proc/self/fd")))
+        assert len(set(counts)) == 1
 
 
 @pytest.mark.parametrize("forks", [False, True])

@@ -127,6 +127,35 @@ def test_a_getter_that_waits_for_the_lock_learns_of_the_closing(
         holder.release()
 
 
+@pytest.mark.parametrize(
+    "number, use",
+    [
+        (0, lambda queue: queue.put(2, timeout=PATIENCE)),
+        (0, lambda queue: queue.put(bytes(100_000), timeout=PATIENCE)),
+        (0, lambda queue: queue.put_many([2, 3], timeout=PATIENCE) or pytest.fail("none went in")),
+        (1, lambda queue: queue.get(timeout=PATIENCE)),
+        (1, lambda queue: queue.get_many(timeout=PATIENCE)),
+    ],
+    ids=["put", "put big", "put_many", "get", "get_many"],
+)
+def test_a_stopped_process_is_waited_for_until_the_timeout(
+    queue: BoundedQueue[Any],
+    number: int,
+    use: Callable[[BoundedQueue[Any]], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not just for the moment that a call waits which must not block."""
+    queue.put(1)
+    monkeypatch.setattr(put_side, "PATIENCE_SECONDS", 0.0)
+    with waiting_behind_a_stopped_holder(monkeypatch, opened(queue), number, lambda: use(queue)) as (
+        holder,
+        call,
+    ):
+        holder.release()
+        call.join()
+        assert call.error is None
+
+
 def test_a_timeout_also_holds_while_another_thread_takes_part_for_the_first_time(
     queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
