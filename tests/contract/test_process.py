@@ -707,6 +707,21 @@ def test_an_interrupt_while_a_with_block_waits_stops_the_process(
     assert process.result() == "interrupted"
 
 
+@own_or_of_the_server
+def test_any_error_while_a_with_block_waits_stops_the_process(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, _ = start(targets.resist)
+
+    def interrupted() -> None:
+        raise TimeoutError("of a signal handler")
+
+    monkeypatch.setattr(process, "join", interrupted)
+    with pytest.raises(TimeoutError), process:
+        pass
+    assert process.exitcode is not None
+
+
 def interrupt_starts(start_method: str, *, every: int = 1, times: int = 1) -> int:
     """Start processes, each interrupted at a later step than the one before, and check that nothing is left.
 
