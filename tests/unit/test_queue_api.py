@@ -18,6 +18,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -464,6 +465,23 @@ def test_use_after_close(number: int) -> None:
         USES[number](queue)
     assert isinstance(caught.value, ValueError)
     assert isinstance(caught.value, RuntimeError)
+    assert "closed" in repr(queue)
+
+
+def mapped_bytes(name: str) -> int:
+    """How much of a file this process has mapped."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if name in line]
+    return sum(int(end, 16) - int(start, 16) for start, end in (line[0].split("-") for line in lines))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="looks at the mappings")
+def test_a_closed_queue_takes_hardly_any_memory_even_if_its_handle_is_kept() -> None:
+    with BoundedQueue[bytes]() as queue:
+        name = queue._name
+        queue.put(bytes(BIG))
+        assert queue.get() == bytes(BIG)
+        before = mapped_bytes(name)
+    assert mapped_bytes(name) <= before - BIG
     assert "closed" in repr(queue)
 
 

@@ -18,10 +18,11 @@ import pytest
 
 from mpkit import Lock, LockedCounter
 from mpkit._shm.locks import lock_file
+from mpkit._shm.locks.lock_rows import ATTEMPTS, OUT
 from mpkit._shm.memory.names import owned_names
 from mpkit.errors import ClosedError
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import PATIENCE, wait_until
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
 
@@ -85,16 +86,24 @@ def test_the_block_releases_after_an_exception(lock: Lock) -> None:
     assert not lock.locked()
 
 
-def test_a_waiting_thread_gets_the_lock(lock: Lock) -> None:
+@pytest.mark.parametrize(
+    "acquire", [lambda lock: lock.acquire(timeout=PATIENCE), Lock.acquire, Lock.__enter__]
+)
+def test_a_waiting_thread_gets_the_lock(lock: Lock, acquire: Callable[[Lock], bool]) -> None:
     lock.acquire()
     got = threading.Event()
 
     def wait() -> None:
-        assert lock.acquire(timeout=PATIENCE)
-        got.set()
+        if acquire(lock):
+            got.set()
 
     thread = threading.Thread(target=wait)
     thread.start()
+    shared = lock._opened()
+    wait_until(
+        lambda: any(shared.words[place + ATTEMPTS] for place, _ in shared._lock_rows.places()),
+        "the thread has tried in vain",
+    )
     assert not got.is_set()
     lock.release()
     assert got.wait(PATIENCE)
@@ -226,6 +235,28 @@ def test_an_interrupted_call_leaves_the_lock_in_order(lock: Lock, name: str, whe
     with pytest.raises(ValueError, match="nobody"):
         lock.release()
     assert [lock.acquire(False), lock.acquire(False)] == [True, False]
+    lock.release()
+
+
+def test_a_second_interrupt_leaves_the_lock_in_order_too(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is left in the middle would prevent for ever that a lost permit is found."""
+
+    def interrupt_release() -> None:
+        shared.permit_release = real
+        raise Interrupt
+
+    def interrupt_again() -> None:
+        monkeypatch.undo()
+        raise Interrupt
+
+    lock.acquire()
+    shared = lock._opened()
+    real, shared.permit_release = shared.permit_release, interrupt_release
+    monkeypatch.setattr(lock_file, "full_fence", interrupt_again)
+    with pytest.raises(Interrupt):
+        lock.release()
+    assert [shared.words[place] for place, _ in shared._lock_rows.places()] == [OUT]
+    assert lock.acquire(timeout=PATIENCE)
     lock.release()
 
 
