@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import pytest
 
@@ -235,6 +235,26 @@ def test_an_interrupted_call_leaves_the_lock_in_order(lock: Lock, name: str, whe
     with pytest.raises(ValueError, match="nobody"):
         lock.release()
     assert [lock.acquire(False), lock.acquire(False)] == [True, False]
+    lock.release()
+
+
+def test_an_interrupt_at_the_first_step_of_a_release_completes_it(
+    lock: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(list[int]):
+        def pop(self, _index: SupportsIndex = -1, /) -> int:
+            super().pop()
+            raise Interrupt  # after the call and before the assignment
+
+    lock.acquire()
+    shared = lock._opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(shared, "_held", Interrupted(shared._held))
+        with pytest.raises(Interrupt):
+            lock.release()
+    shared._held.clear()
+    assert not lock.locked()
+    assert lock.acquire(False)
     lock.release()
 
 
