@@ -180,6 +180,18 @@ def test_an_owner_that_cannot_be_examined_for_want_of_descriptors_counts_as_aliv
     assert shared.words[RECOVERIES] == 1
 
 
+def test_a_release_for_another_process_waits_for_the_file_lock(
+    lock: Lock, shared: LockFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held_by_another(lock):
+        exclusive = FileLock.try_acquire(shared.segment.fd)
+        assert exclusive is not None
+        with monkeypatch.context() as patch:
+            patch.setattr("mpkit._shm.memory.rows.time.sleep", lambda _seconds: exclusive.release())
+            lock.release()
+        assert not lock.locked()
+
+
 def test_a_release_that_waits_for_the_file_lock_ends_when_the_lock_is_closed(
     lock: Lock, shared: LockFile
 ) -> None:
