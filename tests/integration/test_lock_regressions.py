@@ -324,6 +324,18 @@ def test_a_lost_permit_is_not_given_back_while_another_process_takes_over(
     lock.release()
 
 
+def test_the_permit_of_a_dead_owner_is_left_to_its_heir(lock: Lock, shared: LockFile) -> None:
+    """If it was given back, nobody would be told that what the lock protects may be half changed."""
+    with held_by_another(lock) as other:
+        pass
+    place = shared._spare.pop()
+    shared._lock_rows.restore(place, shared.permit_acquire, shared.permit_release)
+    shared._spare.append(place)
+    assert lock.acquire(timeout=PATIENCE)
+    assert lock.abandoned_by == other
+    lock.release()
+
+
 def test_a_forked_child_has_not_taken_over_what_its_parent_has(lock: Lock, shared: LockFile) -> None:
     with held_by_another(lock) as other:
         pass
