@@ -42,14 +42,15 @@ def test_what_has_ended_or_was_discarded_is_not_watched_any_more() -> None:
     """A program that runs for months starts many processes."""
     pid = os.fork()
     if not pid:
-        os._exit(0)
+        signal.pause()
     child = identity.of(pid)
     assert child is not None
     watcher = ExitWatcher()
     assert watcher.add(identity.current())
-    if watcher.add(child):
-        ended, _ = watcher.wait(PATIENCE)
-        assert ended == {child}
+    assert watcher.add(child)
+    os.kill(pid, signal.SIGKILL)
+    ended, _ = watcher.wait(PATIENCE)
+    assert ended == {child}
     assert len(watcher) == 1
     watcher.discard(identity.current())
     assert len(watcher) == 0
