@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import multiprocessing
 import os
 import pickle
 import signal
@@ -353,6 +354,41 @@ def test_children_that_have_ended_or_closed_the_queue_do_not_keep_its_names() ->
             assert len(os.listdir("/proc/self/fd")) < descriptors
         os.close(reader)
         os.close(writer)
+
+
+def test_who_has_received_a_handle_keeps_the_names_even_before_the_first_use() -> None:
+    """Otherwise it could not pass the handle on."""
+    (handle_there, handle_here), (answer_here, answer_there) = os.pipe(), os.pipe()
+
+    def receive() -> None:
+        received = pickle.loads(os.read(handle_there, 1 << 16))
+        os.write(answer_there, b"1")
+        signal.pause()
+        received.close()
+
+    # Forked before there is a queue, so that it can only be received.
+    with forked(receive):
+        queue: BoundedQueue[int] = BoundedQueue()
+        name = queue._name
+        os.write(handle_here, pickle.dumps(queue))
+        assert os.read(answer_here, 1) == b"1"
+        queue.close()
+        assert os.path.exists(name)
+    names.remove_unneeded()
+    assert not os.path.exists(name)
+    for fd in (handle_there, handle_here, answer_here, answer_there):
+        os.close(fd)
+
+
+def test_a_forked_child_that_ends_removes_only_its_own_names() -> None:
+    with closing(BoundedQueue[int]()) as queue:
+        # It makes a queue of its own, which it removes at its exit.
+        child = multiprocessing.get_context("fork").Process(target=BoundedQueue)
+        child.start()
+        child.join(PATIENCE)
+        assert child.exitcode == 0
+        assert os.path.exists(queue._name)
+        child.close()
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="lists descriptors")

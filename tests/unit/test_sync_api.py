@@ -457,6 +457,18 @@ def test_a_compound_update(counter: LockedCounter) -> None:
     assert counter.add() == 1
 
 
+def test_a_block_inside_a_block_is_refused_and_the_outer_one_still_excludes_others(
+    counter: LockedCounter,
+) -> None:
+    with counter as locked:
+        with pytest.raises(RuntimeError, match="already inside"):
+            counter.__enter__()
+        shared = counter._opened()
+        assert in_thread(lambda: shared.lock.run(time.monotonic(), lambda: "not excluded")) is None
+        locked.value = 5
+    assert counter.value == 5
+
+
 def test_compound_updates_exclude_other_threads(counter: LockedCounter) -> None:
     def work() -> None:
         for _ in range(150):

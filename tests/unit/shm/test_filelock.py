@@ -120,6 +120,20 @@ def test_threads_exclude_each_other_by_a_record_lock_too(fd: int, monkeypatch: p
     assert not filelock._threads
 
 
+def test_a_record_lock_whose_object_was_dropped_can_be_acquired_again(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an interrupt, say. The process has the lock still, and no thread of it would get it otherwise."""
+    monkeypatch.setattr(filelock, "_open_again", lambda _fd: None)
+    lock = FileLock.try_acquire(fd)
+    assert lock is not None
+    del lock
+    gc.collect()
+    again = FileLock.try_acquire(fd)
+    assert again is not None
+    again.release()
+
+
 def test_a_thread_that_tries_in_vain_does_not_release_the_record_lock_of_another(
     fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
