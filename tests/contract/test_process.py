@@ -707,6 +707,21 @@ def test_an_interrupt_while_a_with_block_waits_stops_the_process(
     assert process.result() == "interrupted"
 
 
+@own_or_of_the_server
+def test_any_error_while_a_with_block_waits_stops_the_process(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, _ = start(targets.resist)
+
+    def interrupted() -> None:
+        raise TimeoutError("of a signal handler")
+
+    monkeypatch.setattr(process, "join", interrupted)
+    with pytest.raises(TimeoutError), process:
+        pass
+    assert process.exitcode is not None
+
+
 def interrupt_starts(start_method: str, *, every: int = 1, times: int = 1) -> int:
     """Start processes, each interrupted at a later step than the one before, and check that nothing is left.
 
@@ -1052,9 +1067,11 @@ def test_the_handle_does_not_travel(start: Start, start_method: str) -> None:
     with pytest.raises(TypeError, match="cannot be sent to another"):
         pickle.dumps(process)
     if start_method != "fork":
-        with pytest.raises(SerializationError, match="its argument number 1") as caught:
-            WorkerProcess(target=targets.multiply, args=(process,), start_method=start_method).start()
-        assert str(caught.value).endswith("what its result() returned"), "one piece of advice is enough"
+        unstarted: WorkerProcess[object] = WorkerProcess(target=targets.multiply, start_method=start_method)
+        for handle in (process, unstarted):
+            with pytest.raises(SerializationError, match="its argument number 1") as caught:
+                WorkerProcess(target=targets.multiply, args=(handle,), start_method=start_method).start()
+            assert str(caught.value).endswith("what its result() returned"), "one piece of advice is enough"
 
 
 @pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])

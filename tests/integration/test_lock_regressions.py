@@ -137,22 +137,27 @@ def test_an_interrupted_acquire_counts_as_an_attempt(shared: LockFile) -> None:
 
 
 @pytest.mark.parametrize("kind", [IndexError, ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", ["permit_acquire", "permit_release"])
 def test_an_exception_of_a_signal_handler_reaches_the_caller(
-    lock: Lock, shared: LockFile, name: str, kind: type[BaseException]
+    lock: Lock, shared: LockFile, name: str, when: str, kind: type[BaseException]
 ) -> None:
     real = getattr(shared, name)
 
     def interrupted(*args: Any) -> None:
         setattr(shared, name, real)
-        real(*args)
+        if when == "after":
+            real(*args)
         raise kind("from a handler")
 
     if name == "permit_release":
         lock.acquire()
     setattr(shared, name, interrupted)
-    with pytest.raises(kind):
+    with pytest.raises(kind) as caught:
         lock.acquire() if name == "permit_acquire" else lock.release()
+    # A ValueError after the permit was given back looks as if another process had released the lock.
+    if (name, when, kind) != ("permit_release", "after", ValueError):
+        assert str(caught.value) == "from a handler"
     assert lock.acquire(timeout=PATIENCE)
     lock.release()
 
@@ -173,6 +178,18 @@ def test_an_owner_that_cannot_be_examined_for_want_of_descriptors_counts_as_aliv
     assert lock.abandoned_by == other
     lock.release()
     assert shared.words[RECOVERIES] == 1
+
+
+def test_a_release_for_another_process_waits_for_the_file_lock(
+    lock: Lock, shared: LockFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held_by_another(lock):
+        exclusive = FileLock.try_acquire(shared.segment.fd)
+        assert exclusive is not None
+        with monkeypatch.context() as patch:
+            patch.setattr("mpkit._shm.memory.rows.time.sleep", lambda _seconds: exclusive.release())
+            lock.release()
+        assert not lock.locked()
 
 
 def test_a_release_that_waits_for_the_file_lock_ends_when_the_lock_is_closed(
@@ -286,6 +303,49 @@ def test_calls_that_do_not_wait_find_a_lost_permit_too(lock: Lock, monkeypatch: 
     # The first call notices that no process has the permit. The second notices that this has not changed, and
     # gives the permit back.
     assert [lock.acquire(False) for _ in range(3)] == [False, False, True]
+    lock.release()
+
+
+def test_a_lost_permit_is_not_given_back_while_another_process_takes_over(
+    lock: Lock, shared: LockFile
+) -> None:
+    """Otherwise both would give it back, and then two processes could hold the lock."""
+    place = shared._spare.pop()
+    assert shared.permit_acquire(False)  # nobody has recorded it, so it is lost
+    another = FileLock.try_acquire(shared.segment.fd)
+    assert another is not None
+    for recoveries in (0, 1):
+        shared._lock_rows.restore(place, shared.permit_acquire, shared.permit_release)
+        assert shared.words[RECOVERIES] == recoveries
+        another.release()
+    shared._spare.append(place)
+    assert lock.acquire(False)
+    assert not lock.acquire(False)
+    lock.release()
+
+
+def test_the_permit_of_a_dead_owner_is_left_to_its_heir(lock: Lock, shared: LockFile) -> None:
+    """If it was given back, nobody would be told that what the lock protects may be half changed."""
+    with held_by_another(lock) as other:
+        pass
+    place = shared._spare.pop()
+    shared._lock_rows.restore(place, shared.permit_acquire, shared.permit_release)
+    shared._spare.append(place)
+    assert lock.acquire(timeout=PATIENCE)
+    assert lock.abandoned_by == other
+    lock.release()
+
+
+def test_a_forked_child_has_not_taken_over_what_its_parent_has(lock: Lock, shared: LockFile) -> None:
+    with held_by_another(lock) as other:
+        pass
+    assert lock.acquire(timeout=PATIENCE)
+    assert lock.abandoned_by == other
+    reader, writer = os.pipe()
+    os.waitpid(forked(lambda: os.write(writer, repr(lock.abandoned_by).encode())), 0)
+    assert os.read(reader, 100) == b"None"
+    os.close(reader)
+    os.close(writer)
     lock.release()
 
 

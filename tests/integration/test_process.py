@@ -427,6 +427,29 @@ if __name__ == "__main__":
     assert run_python("-c", program).stdout.split() == ["-9"]
 
 
+def number_of_anonymous_files() -> int:
+    return sum(
+        "memfd:" in str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="lists descriptors")
+def test_a_forked_child_keeps_no_files_of_its_siblings() -> None:
+    """They would keep the results of those in memory for as long as it lives."""
+    counts: list[int] = []
+    siblings: list[WorkerProcess[None]] = []
+    for _ in range(3):
+        with WorkerProcess(target=number_of_anonymous_files, start_method="fork") as process:
+            counts.append(process.result(PATIENCE))
+        process.close()
+        siblings.append(WorkerProcess(target=signal.pause, start_method="fork"))
+        siblings[-1].start()
+    for sibling in siblings:
+        sibling.stop(0)
+    assert counts == [counts[0]] * 3
+    assert counts[0] > 0
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="lists descriptors")
 def test_a_fork_that_the_system_refuses_leaves_no_descriptor_open(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused() -> int:

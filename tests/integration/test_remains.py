@@ -317,6 +317,10 @@ def test_a_process_whose_parent_has_died_ends_before_it_makes_a_name() -> None:
         link = ParentLink.create()
         assert ties._follow(segment.name, link)
         assert trail.read(segment.name) == (identity.current(), bytes(notes.SIZE))
+        notes.note("/mpkit-1", "semaphore")
+        found = trail.read(segment.name)
+        assert found is not None
+        assert [*notes.read(found[1])] == [("/mpkit-1", "semaphore")]
         me = identity.current()
         assert not ties._follow(segment.name, ParentLink(ProcessIdentity(me.pid, 1), orphan=False))
         name = segment.name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import multiprocessing
 import os
 import pickle
 import signal
@@ -255,9 +256,12 @@ def test_a_child_forked_while_the_file_lock_is_being_taken_does_not_keep_it(
         patch.setattr(filelock, "_open_again", opened)
         lock = FileLock.try_acquire(fd)
     thread.join()
+    assert forks
     try:
         assert lock is not None
-        lock.release()
+        assert lock._file is not None
+        # As if this process were killed: the lock is not released, but the descriptor is closed.
+        lock._file.close()
         wait_until(lambda: is_free(fd), "the lock is free although the child lives")
     finally:
         for pid in forks:
@@ -350,6 +354,52 @@ def test_children_that_have_ended_or_closed_the_queue_do_not_keep_its_names() ->
             assert len(os.listdir("/proc/self/fd")) < descriptors
         os.close(reader)
         os.close(writer)
+
+
+def test_who_has_received_a_handle_keeps_the_names_even_before_the_first_use() -> None:
+    """Otherwise it could not pass the handle on."""
+    (handle_there, handle_here), (answer_here, answer_there) = os.pipe(), os.pipe()
+
+    def receive() -> None:
+        received = pickle.loads(os.read(handle_there, 1 << 16))
+        os.write(answer_there, b"1")
+        signal.pause()
+        received.close()
+
+    # Forked before there is a queue, so that it can only be received.
+    with forked(receive):
+        queue: BoundedQueue[int] = BoundedQueue()
+        name = queue._name
+        os.write(handle_here, pickle.dumps(queue))
+        assert os.read(answer_here, 1) == b"1"
+        queue.close()
+        assert os.path.exists(name)
+    names.remove_unneeded()
+    assert not os.path.exists(name)
+    for fd in (handle_there, handle_here, answer_here, answer_there):
+        os.close(fd)
+
+
+def test_a_forked_child_that_ends_removes_only_its_own_names() -> None:
+    with closing(BoundedQueue[int]()) as queue:
+        # It makes a queue of its own, which it removes at its exit.
+        child = multiprocessing.get_context("fork").Process(target=BoundedQueue)
+        child.start()
+        child.join(PATIENCE)
+        assert child.exitcode == 0
+        assert os.path.exists(queue._name)
+        child.close()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="lists descriptors")
+def test_the_number_of_forks_does_not_use_up_descriptors() -> None:
+    with closing(BoundedQueue[int]()):
+        gc.collect()  # garbage of earlier tests must not be closed in between
+        counts = []
+        for _ in range(3):
+            with forked(lambda: None):
+                counts.append(len(os.listdir("/proc/self/fd")))
+        assert len(set(counts)) == 1
 
 
 @pytest.mark.parametrize("forks", [False, True])

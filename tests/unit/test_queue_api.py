@@ -18,6 +18,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -467,6 +468,23 @@ def test_use_after_close(number: int) -> None:
     assert "closed" in repr(queue)
 
 
+def mapped_bytes(name: str) -> int:
+    """How much of a file this process has mapped."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if name in line]
+    return sum(int(end, 16) - int(start, 16) for start, end in (line[0].split("-") for line in lines))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="looks at the mappings")
+def test_a_closed_queue_takes_hardly_any_memory_even_if_its_handle_is_kept() -> None:
+    with BoundedQueue[bytes]() as queue:
+        name = queue._name
+        queue.put(bytes(BIG))
+        assert queue.get() == bytes(BIG)
+        before = mapped_bytes(name)
+    assert mapped_bytes(name) <= before - BIG
+    assert "closed" in repr(queue)
+
+
 def test_close_ends_the_calls_of_other_threads() -> None:
     queue: BoundedQueue[int] = BoundedQueue(maxsize=1)
     call = Call(queue.get)
@@ -474,6 +492,25 @@ def test_close_ends_the_calls_of_other_threads() -> None:
     queue.close()
     with pytest.raises(ClosedError):
         call.result()
+
+
+@pytest.mark.parametrize("wait", [BoundedQueue.get, lambda queue: queue.put(2), BoundedQueue.join])
+def test_a_signal_handler_may_close_the_queue_and_end_the_program(
+    wait: Callable[[BoundedQueue[int]], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the handler raises reaches the caller, not that the queue is closed."""
+    queue: BoundedQueue[int] = BoundedQueue(maxsize=1)
+    queue.put(1)
+    if wait is BoundedQueue.get:
+        queue.get()
+
+    def handler(_sleepers: sleepers.Sleepers, _deadline: float | None) -> bool:
+        queue.close()
+        raise SystemExit
+
+    monkeypatch.setattr(sleepers.Sleepers, "sleep", handler)
+    with pytest.raises(SystemExit):
+        wait(queue)
 
 
 def test_leaving_the_block_closes(queue: BoundedQueue[Any]) -> None:

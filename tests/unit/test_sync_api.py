@@ -12,16 +12,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsIndex
 
 import pytest
 
 from mpkit import Lock, LockedCounter
 from mpkit._shm.locks import lock_file
+from mpkit._shm.locks.lock_rows import ATTEMPTS, OUT
 from mpkit._shm.memory.names import owned_names
 from mpkit.errors import ClosedError
 from tests.helpers.stepping import interrupt_at, needs_a_trace_that_raises
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import PATIENCE, wait_until
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
 
@@ -85,16 +86,24 @@ def test_the_block_releases_after_an_exception(lock: Lock) -> None:
     assert not lock.locked()
 
 
-def test_a_waiting_thread_gets_the_lock(lock: Lock) -> None:
+@pytest.mark.parametrize(
+    "acquire", [lambda lock: lock.acquire(timeout=PATIENCE), Lock.acquire, Lock.__enter__]
+)
+def test_a_waiting_thread_gets_the_lock(lock: Lock, acquire: Callable[[Lock], bool]) -> None:
     lock.acquire()
     got = threading.Event()
 
     def wait() -> None:
-        assert lock.acquire(timeout=PATIENCE)
-        got.set()
+        if acquire(lock):
+            got.set()
 
     thread = threading.Thread(target=wait)
     thread.start()
+    shared = lock._opened()
+    wait_until(
+        lambda: any(shared.words[place + ATTEMPTS] for place, _ in shared._lock_rows.places()),
+        "the thread has tried in vain",
+    )
     assert not got.is_set()
     lock.release()
     assert got.wait(PATIENCE)
@@ -226,6 +235,48 @@ def test_an_interrupted_call_leaves_the_lock_in_order(lock: Lock, name: str, whe
     with pytest.raises(ValueError, match="nobody"):
         lock.release()
     assert [lock.acquire(False), lock.acquire(False)] == [True, False]
+    lock.release()
+
+
+def test_an_interrupt_at_the_first_step_of_a_release_completes_it(
+    lock: Lock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(list[int]):
+        def pop(self, _index: SupportsIndex = -1, /) -> int:
+            super().pop()
+            raise Interrupt  # after the call and before the assignment
+
+    lock.acquire()
+    shared = lock._opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(shared, "_held", Interrupted(shared._held))
+        with pytest.raises(Interrupt):
+            lock.release()
+    shared._held.clear()
+    assert not lock.locked()
+    assert lock.acquire(False)
+    lock.release()
+
+
+def test_a_second_interrupt_leaves_the_lock_in_order_too(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that is left in the middle would prevent for ever that a lost permit is found."""
+
+    def interrupt_release() -> None:
+        shared.permit_release = real
+        raise Interrupt
+
+    def interrupt_again() -> None:
+        monkeypatch.undo()
+        raise Interrupt
+
+    lock.acquire()
+    shared = lock._opened()
+    real, shared.permit_release = shared.permit_release, interrupt_release
+    monkeypatch.setattr(lock_file, "full_fence", interrupt_again)
+    with pytest.raises(Interrupt):
+        lock.release()
+    assert [shared.words[place] for place, _ in shared._lock_rows.places()] == [OUT]
+    assert lock.acquire(timeout=PATIENCE)
     lock.release()
 
 
@@ -404,6 +455,18 @@ def test_a_compound_update(counter: LockedCounter) -> None:
         locked.value = 0
         raise LookupError
     assert counter.add() == 1
+
+
+def test_a_block_inside_a_block_is_refused_and_the_outer_one_still_excludes_others(
+    counter: LockedCounter,
+) -> None:
+    with counter as locked:
+        with pytest.raises(RuntimeError, match="already inside"):
+            counter.__enter__()
+        shared = counter._opened()
+        assert in_thread(lambda: shared.lock.run(time.monotonic(), lambda: "not excluded")) is None
+        locked.value = 5
+    assert counter.value == 5
 
 
 def test_compound_updates_exclude_other_threads(counter: LockedCounter) -> None:

@@ -12,6 +12,7 @@ import pytest
 from mpkit._platform.processes import identity, signalling
 from mpkit._platform.processes.exits import ExitWatcher
 from tests.helpers.shortage import open_descriptors
+from tests.helpers.waiting import PATIENCE
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="process descriptors")
 
@@ -35,6 +36,26 @@ def test_what_could_not_be_watched_is_given_back(monkeypatch: pytest.MonkeyPatch
         watcher.add(identity.current())
     watcher.close()
     assert open_descriptors() == before
+
+
+def test_what_has_ended_or_was_discarded_is_not_watched_any_more() -> None:
+    """A program that runs for months starts many processes."""
+    pid = os.fork()
+    if not pid:
+        signal.pause()
+    child = identity.of(pid)
+    assert child is not None
+    watcher = ExitWatcher()
+    assert watcher.add(identity.current())
+    assert watcher.add(child)
+    os.kill(pid, signal.SIGKILL)
+    ended, _ = watcher.wait(PATIENCE)
+    assert ended == {child}
+    assert len(watcher) == 1
+    watcher.discard(identity.current())
+    assert len(watcher) == 0
+    watcher.close()
+    os.waitpid(pid, 0)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])

@@ -85,6 +85,23 @@ def test_a_process_whose_memory_cannot_be_read_once_is_still_watched(scene: Scen
     assert scene.killed == [ME]
 
 
+def test_after_a_thread_could_not_be_started_the_next_limit_is_enforced(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    scene.sizes[ME.pid] = iter([101])
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            memory_watch.watch(ANOTHER, 100, scene.exceeded)
+    memory_watch.watch(ME, 100, scene.exceeded)
+    assert scene.over.wait(PATIENCE)
+    assert ended()
+    assert scene.killed == [ME]
+
+
 @pytest.mark.parametrize("size", [None, 0, 101])
 def test_a_process_that_has_ended_is_forgotten(size: int | None, scene: Scene) -> None:
     # Its pid may have been given to another process, whose memory must not count.

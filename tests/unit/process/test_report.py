@@ -15,6 +15,7 @@ import pytest
 from mpkit._platform.files.anonymous import AnonymousFile
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
+from mpkit._platform.stdlib import notes
 from mpkit.errors import SerializationError
 from mpkit.process.handle import Handle
 from mpkit.process.report import Report, Stage
@@ -31,6 +32,18 @@ def test_nothing_then_arrived(report: Report) -> None:
     assert report.read() == (Stage.NOTHING, None)
     report.arrived()
     assert report.read() == (Stage.ARRIVED, None)
+
+
+def test_the_parent_reads_the_notes_of_the_child(report: Report) -> None:
+    notes.keep(report.note)
+    try:
+        notes.note("/mpkit-1", "semaphore")
+        notes.note("/mpkit-2", "shared_memory")
+    finally:
+        notes._forget_after_fork()
+    report.arrived()
+    report.returned(1)
+    assert set(notes.read(report.notes())) == {("/mpkit-1", "semaphore"), ("/mpkit-2", "shared_memory")}
 
 
 def test_when_arrived_is_called_first_unwanted_returns_the_child(report: Report) -> None:

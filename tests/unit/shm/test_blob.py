@@ -65,6 +65,7 @@ def test_a_dropped_blob_is_removed_unless_it_was_handed_over() -> None:
     del blob
     gc.collect()
     assert os.path.exists(name)
+    assert name not in names.owned_names(), "it would go at the exit"
     # This stands for the process that received it.
     names.own(name, "shared_memory")
     names.remove(name)

@@ -17,7 +17,7 @@ from mpkit._platform.files.file_maps import map_file
 from mpkit._platform.processes import identity
 from mpkit._platform.processes.identity import ProcessIdentity
 from mpkit._shm.memory.segment import PAGE, Segment, reserve
-from mpkit._shm.queues import region_supply
+from mpkit._shm.queues import region_supply, region_uses
 from mpkit._shm.queues import regions as regions_module
 from mpkit._shm.queues.region_supply import KEPT_FOR_RINGS, IsOver, RegionSupply
 from mpkit._shm.queues.region_uses import UseIsOver, Writing
@@ -552,3 +552,10 @@ def test_the_system_is_asked_only_once_about_the_owner_of_many_regions(
 def test_the_destructor_of_a_writing_that_never_began_prints_nothing() -> None:
     """Ctrl-C at the first step of putting a big item must not print an AttributeError, too."""
     Writing.__new__(Writing)
+
+
+def test_writings_that_are_over_take_no_memory() -> None:
+    before = len(region_uses._under_way)
+    for _ in range(10):
+        Writing()
+    assert len(region_uses._under_way) == before

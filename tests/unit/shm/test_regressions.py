@@ -30,7 +30,7 @@ import pytest
 from mpkit import BoundedQueue, Lock, LockedCounter
 from mpkit._platform.files.file_maps import map_file
 from mpkit._platform.files.filelock import FileLock
-from mpkit._platform.threads.interruptible_lock import InterruptibleLock
+from mpkit._platform.threads.interruptible_lock import InterruptibleLock, is_free
 from mpkit._shm.locks import robust_lock, shared_file, shared_object, sleepers, users
 from mpkit._shm.locks.counter_file import VALUE, CounterFile
 from mpkit._shm.locks.robust_lock import RobustLock
@@ -126,6 +126,55 @@ def test_a_getter_that_waits_for_the_lock_learns_of_the_closing(
         call.join()
         assert isinstance(call.error, ClosedError)
         holder.release()
+
+
+@pytest.mark.parametrize(
+    "number, use",
+    [
+        (0, lambda queue: queue.put(2, timeout=PATIENCE)),
+        (0, lambda queue: queue.put(bytes(100_000), timeout=PATIENCE)),
+        (0, lambda queue: queue.put_many([2, 3], timeout=PATIENCE) or pytest.fail("none went in")),
+        (1, lambda queue: queue.get(timeout=PATIENCE)),
+        (1, lambda queue: queue.get_many(timeout=PATIENCE)),
+    ],
+    ids=["put", "put big", "put_many", "get", "get_many"],
+)
+def test_a_stopped_process_is_waited_for_until_the_timeout(
+    queue: BoundedQueue[Any],
+    number: int,
+    use: Callable[[BoundedQueue[Any]], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not just for the moment that a call waits which must not block."""
+    queue.put(1)
+    monkeypatch.setattr(put_side, "PATIENCE_SECONDS", 0.0)
+    with waiting_behind_a_stopped_holder(monkeypatch, opened(queue), number, lambda: use(queue)) as (
+        holder,
+        call,
+    ):
+        holder.release()
+        call.join()
+        assert call.error is None
+
+
+def test_a_timeout_also_holds_while_another_thread_takes_part_for_the_first_time(
+    queue: BoundedQueue[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That thread waits for as long as a process is stopped which is doing the same."""
+    monkeypatch.setattr("mpkit._shm.queues.put_side.PATIENCE_SECONDS", 0.0)
+    shared = opened(queue)
+    stopped = FileLock.try_acquire(shared.segment.fd)
+    assert stopped is not None
+    call = Call(queue.get)
+    wait_until(lambda: not is_free(shared._joining_or_closing.raw), "the other thread is there")
+    with pytest.raises(QueueEmpty):
+        queue.get(timeout=0.01)
+    with pytest.raises(QueueFull):
+        queue.put(1, timeout=0.01)
+    stopped.release()
+    queue.put(1)
+    call.join()
+    assert call.value == 1
 
 
 def test_a_run_of_puts_near_the_end_of_the_counts(queue: BoundedQueue[Any]) -> None:

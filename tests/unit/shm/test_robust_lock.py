@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from mpkit import BoundedQueue, LockedCounter
+from mpkit._platform.files.filelock import FileLock
 from mpkit._shm.locks import robust_lock
 from mpkit._shm.locks.counter_file import CounterFile
 from mpkit._shm.locks.robust_lock import ATTEMPTS, COMPLETED, INSIDE, RobustLock
@@ -274,6 +275,25 @@ def test_an_investigation_that_gets_the_permit_gives_it_back(shared: CounterFile
     assert shared.words[RECOVERIES] == 0
     assert lock.try_acquire()
     lock.release()
+
+
+def test_a_lost_permit_is_not_given_back_while_another_process_takes_over(
+    shared: CounterFile, lock: RobustLock
+) -> None:
+    """Otherwise both would give it back, and then two processes could hold the lock."""
+    lock.acquire(None)
+    lock.release()
+    Holder(shared, 0, dead_process())
+    assert lock.local_acquire(False)
+    another = FileLock.try_acquire(shared.segment.fd)
+    assert another is not None
+    lock._investigate(None)
+    assert permits(shared.semaphores[0]) == 0
+    another.release()
+    lock._investigate(None)
+    lock.local_release()
+    assert permits(shared.semaphores[0]) == 1
+    assert shared.words[RECOVERIES] == 1
 
 
 def test_a_lock_is_not_taken_over_if_its_holder_releases_it_meanwhile(

@@ -140,6 +140,19 @@ def test_no_room_anywhere_is_a_clear_error_and_leaves_nothing(monkeypatch: pytes
     assert len(os.listdir("/proc/self/fd")) == files
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks at the open files")
+def test_a_segment_that_is_dropped_leaves_no_descriptor_open() -> None:
+    created = Segment.create(PAGE, kind="test")
+    gc.collect()  # garbage of earlier tests must not be closed in between
+    files = len(os.listdir("/proc/self/fd"))
+    attached = Segment.attach(created.name)
+    assert len(os.listdir("/proc/self/fd")) > files
+    del attached
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == files
+    created.close()
+
+
 def test_directories_that_this_user_may_not_even_search(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str, *_args: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied", path)

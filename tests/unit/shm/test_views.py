@@ -18,6 +18,7 @@ from mpkit._shm.queues.region_supply import KEPT_FOR_RINGS, RegionSupply
 from mpkit._shm.queues.regions import FREE, HELD, PINNED, WRITING, Regions
 from mpkit._shm.queues.views import open_views
 from tests.helpers.waiting import PATIENCE
+from tests.unit.shm.others import Call
 
 START, END = 64, 60
 SERIAL = 1
@@ -192,3 +193,22 @@ def test_a_region_is_freed_once_even_if_two_threads_notice_its_last_view(
         other.join(PATIENCE)
         assert state(regions, number) == FREE
     assert not views._holds
+
+
+def test_a_region_whose_freeing_was_interrupted_can_be_freed_by_any_thread(
+    regions: Regions, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_regions: Regions, _number: int, _serial: int) -> None:
+        raise KeyboardInterrupt
+
+    (view,) = opened(regions, number, ((0, 8),))
+    (hold,) = views._holds
+    monkeypatch.setattr(Regions, "let_go", interrupted)
+    call = Call(lambda: hold.end(None))
+    call.join()
+    assert isinstance(call.error, KeyboardInterrupt)
+    assert state(regions, number) == HELD
+    monkeypatch.undo()
+    del view
+    gc.collect()
+    assert state(regions, number) == FREE

@@ -383,6 +383,15 @@ def test_a_class_that_hides_what_it_has() -> None:
     assert failure.in_words(back) == "HidesWhatItHas: <no text>"
 
 
+def test_ctrl_c_while_an_exception_is_pickled_is_not_swallowed() -> None:
+    class Interrupted(Exception):
+        def __reduce__(self) -> NoReturn:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack_exception(Interrupted())
+
+
 def test_ctrl_c_while_it_is_tried_what_can_travel_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     error = TwoArguments(1, 2)
 

@@ -102,6 +102,6 @@ class HeldItem:
 
     def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # When the interpreter is shutting down, globals may be gone. The region is reclaimed after the
-        # process has ended.
-        if getattr(self, "_number", 0) and not _is_finalizing() and self._pid == os.getpid():
+        # process has ended. (In a forked child this does nothing: the region belongs to its parent.)
+        if getattr(self, "_number", 0) and not _is_finalizing():
             self._give_back()
