@@ -1067,11 +1067,9 @@ def test_the_handle_does_not_travel(start: Start, start_method: str) -> None:
     with pytest.raises(TypeError, match="cannot be sent to another"):
         pickle.dumps(process)
     if start_method != "fork":
-        unstarted: WorkerProcess[object] = WorkerProcess(target=targets.multiply, start_method=start_method)
-        for handle in (process, unstarted):
-            with pytest.raises(SerializationError, match="its argument number 1") as caught:
-                WorkerProcess(target=targets.multiply, args=(handle,), start_method=start_method).start()
-            assert str(caught.value).endswith("what its result() returned"), "one piece of advice is enough"
+        with pytest.raises(SerializationError, match="its argument number 1") as caught:
+            WorkerProcess(target=targets.multiply, args=(process,), start_method=start_method).start()
+        assert str(caught.value).endswith("what its result() returned"), "one piece of advice is enough"
 
 
 @pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])

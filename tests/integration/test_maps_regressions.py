@@ -405,9 +405,22 @@ def test_with_big_results_too_it_is_known_whether_an_item_failed(pool: TaskPool,
     assert [call[0] for call in waiter.method_calls] == ["add_exception", "add_result"]
 
 
-def test_results_are_not_unpickled_to_tell_that_a_map_has_ended(pool: TaskPool) -> None:
+def test_results_are_not_unpickled_to_tell_that_a_map_has_ended(
+    pool: TaskPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.Counted, "times", 0)
+    # Both workers wait, so that the map does not end before a waiter is registered.
+    gate = tmp_path / "gate"
+    for _ in range(2):
+        pool.submit(tasks.wait_for_file, str(gate))
     handle = pool.map_async(tasks.counted_or_fail_if_odd, range(4), chunksize=2)
-    concurrent.futures.wait([handle], PATIENCE, concurrent.futures.FIRST_EXCEPTION)
+    waiter = Mock()
+    with handle._condition:
+        handle._waiters.append(waiter)
+    gate.touch()
+    handle.wait(PATIENCE)
+    # Another thread may have fetched the outcome. It tells the waiter right afterwards.
+    wait_until(lambda: waiter.method_calls, "the waiter is told")
     assert tasks.Counted.times == 0
     with pytest.raises(ValueError, match="1"):
         handle.result()
