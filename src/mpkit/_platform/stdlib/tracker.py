@@ -13,6 +13,7 @@ send several names at once; and the lock, with its `_is_owned` and `_at_fork_rei
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import select
 import sys
@@ -154,8 +155,9 @@ def _tracker() -> Any:  # noqa: ANN401  of a private class
 
     Its `_lock` is held while a thread talks to the tracker. It is an RLock, before Python 3.11.6 a Lock.
     """
-    # Not imported, because a fork hook, which must not import anything, asks for it, too.
-    module = sys.modules.get("multiprocessing.resource_tracker")
+    # Not imported, because a fork hook, which must not import anything, asks for it, too. Not looked up in
+    # `sys.modules`, from which a program may have removed it (a tool that reloads modules, say).
+    module = vars(multiprocessing).get("resource_tracker")
     return None if module is None else vars(module).get("_resource_tracker")
 
 
