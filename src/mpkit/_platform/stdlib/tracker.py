@@ -20,6 +20,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
+from types import ModuleType
 from typing import Any, Final, Literal, TypeAlias
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
@@ -157,7 +158,7 @@ def _tracker() -> Any:  # noqa: ANN401  of a private class
     """
     # Not imported, because a fork hook, which must not import anything, asks for it, too. Not looked up in
     # `sys.modules`, from which a program may have removed it (a tool that reloads modules, say).
-    module = vars(multiprocessing).get("resource_tracker")
+    module: ModuleType | None = vars(multiprocessing).get("resource_tracker")
     return None if module is None else vars(module).get("_resource_tracker")
 
 
