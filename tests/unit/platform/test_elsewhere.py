@@ -69,6 +69,24 @@ def test_a_lock_that_nobody_has_any_more_is_free(tmp_path: Path, monkeypatch: py
         os.close(fd)
 
 
+def test_a_lock_is_released_where_nothing_can_be_imported_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the interpreter ends: the lock may belong to an object that is only dropped then."""
+    as_on("darwin", "files.own_locks", monkeypatch)
+    filelock = as_on("darwin", "files.filelock", monkeypatch)
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    try:
+        lock = filelock.FileLock.try_acquire(fd)
+        with monkeypatch.context() as ending:
+            ending.delitem(sys.modules, "fcntl")
+            ending.setattr(sys, "meta_path", None)
+            lock.release()
+        assert in_a_fork(lambda: filelock.FileLock.try_acquire(fd) is not None)
+    finally:
+        os.close(fd)
+
+
 def test_reading_and_writing_more_than_macos_accepts_in_one_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,14 @@ def test_names_are_registered_and_unregistered(told: list[tuple[str, str, str]])
     assert told == [("REGISTER", NAME, "semaphore"), ("UNREGISTER", NAME, "semaphore")]
 
 
+def test_a_program_that_drops_modules_keeps_its_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tools that reload modules remove them from `sys.modules`; multiprocessing does not look there."""
+    LockedCounter().close()
+    monkeypatch.delitem(sys.modules, "multiprocessing.resource_tracker")
+    LockedCounter().close()
+    assert tracker.is_running()
+
+
 def test_a_name_unregistered_during_another_message_is_sent_with_the_next(
     told: list[tuple[str, str, str]],
 ) -> None:

@@ -16,6 +16,10 @@ from mpkit._platform.files import own_locks
 from mpkit._platform.threads.forks import held_across_forks, in_forked_children
 from mpkit._platform.threads.interruptible_lock import InterruptibleLock
 
+# Not where it is used: a lock may be released by a garbage collection, even as the interpreter ends.
+if sys.platform != "win32":
+    import fcntl
+
 _BYTE: Final = 0
 
 # These contain weak references without callbacks, because Ctrl-C would be lost in a callback.
@@ -147,11 +151,10 @@ def _open_again(fd: int) -> FileIO | None:
 
 def _change_record(fd: int, *, lock: bool) -> None:
     """Acquire or release the record lock of this process."""
-    if sys.platform == "win32":
+    if sys.platform != "win32":
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if lock else fcntl.LOCK_UN, 1)
+    else:
         raise NotImplementedError("there is no shared memory on Windows, and so nothing to lock")
-    import fcntl  # noqa: PLC0415  POSIX only
-
-    fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB if lock else fcntl.LOCK_UN, 1)
 
 
 def _let_go_in_child() -> None:

@@ -13,12 +13,14 @@ send several names at once; and the lock, with its `_is_owned` and `_at_fork_rei
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import select
 import sys
 import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
+from types import ModuleType
 from typing import Any, Final, Literal, TypeAlias
 
 from mpkit._platform.signals.interrupts import deferred_interrupts
@@ -154,8 +156,9 @@ def _tracker() -> Any:  # noqa: ANN401  of a private class
 
     Its `_lock` is held while a thread talks to the tracker. It is an RLock, before Python 3.11.6 a Lock.
     """
-    # Not imported, because a fork hook, which must not import anything, asks for it, too.
-    module = sys.modules.get("multiprocessing.resource_tracker")
+    # Not imported, because a fork hook, which must not import anything, asks for it, too. Not looked up in
+    # `sys.modules`, from which a program may have removed it (a tool that reloads modules, say).
+    module: ModuleType | None = vars(multiprocessing).get("resource_tracker")
     return None if module is None else vars(module).get("_resource_tracker")
 
 
