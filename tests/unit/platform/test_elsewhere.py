@@ -187,10 +187,8 @@ import mpkit
 
 def import_all():
     for found in pkgutil.walk_packages(mpkit.__path__, "mpkit."):
-        if found.name in {"mpkit.__main__", "mpkit.compat.futures.interpreter"}:
-            # The one runs a command; the other is a module of the standard library, from 3.14 on.
-            continue
-        importlib.import_module(found.name)
+        if found.name != "mpkit.__main__":
+            importlib.import_module(found.name)
 
 # Once as here, for all that the standard library does with this system when it is imported.
 import_all()

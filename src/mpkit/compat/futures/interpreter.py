@@ -1,4 +1,7 @@
-"""`concurrent.futures.interpreter`, which there is from Python 3.14 on: the standard library's own module."""
+"""`concurrent.futures.interpreter`, the standard library's own module. Before Python 3.14 there is none.
+
+Then this one is empty, so that importing a name from it raises an `ImportError`, as it would there.
+"""
 
 from __future__ import annotations
 
@@ -18,5 +21,3 @@ if sys.version_info >= (3, 14):
 
     # The module itself, so that every name in it is here as well.
     sys.modules[__name__] = concurrent.futures.interpreter
-else:
-    raise ModuleNotFoundError(f"{__name__!r} needs Python 3.14", name=__name__)
