@@ -13,8 +13,8 @@ from mpkit._platform.stdlib.preparation import chosen_start_method
 def start_methods() -> list[str]:
     """The start methods that can be used, the default of the running Python first.
 
-    If a program has set the `reducer` of a context, that is the reducer of all contexts. It usually lacks what
-    the fork server needs, and a constant for which multiprocessing looks in it.
+    If a program has set the `reducer` of a context, that is the reducer of all contexts. It usually lacks
+    what the fork server needs, and a constant for which multiprocessing looks in it.
     """
     if sys.platform == "win32" or hasattr(multiprocessing.get_context("spawn").reducer, "HAVE_SEND_HANDLE"):
         return multiprocessing.get_all_start_methods()
