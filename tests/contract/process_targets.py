@@ -272,6 +272,22 @@ class Holder(WorkerProcess[None]):
     def run(self) -> None: ...
 
 
+class Delegates(WorkerProcess[int]):
+    """Starts another process, whose target is a method of this one."""
+
+    def __init__(self, start_method: str, method_of_other: str) -> None:
+        super().__init__(start_method=start_method)
+        self.method_of_other = method_of_other
+
+    def run(self) -> int:  # type: ignore[override]
+        self.number = 7
+        with WorkerProcess(target=self.tell, start_method=self.method_of_other) as other:
+            return other.result()
+
+    def tell(self) -> int:
+        return self.number
+
+
 class BecomesText(WorkerProcess[None]):
     """Unpickles to something that is no process."""
 

@@ -1073,6 +1073,20 @@ def test_the_handle_does_not_travel(start: Start, start_method: str) -> None:
 
 
 @pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
+def test_nor_does_that_of_a_closed_process(method: str) -> None:
+    process = run(method, targets.multiply, 1)
+    process.close()
+    with pytest.raises(SerializationError, match="belongs to the process that created it"):
+        WorkerProcess(target=targets.multiply, args=(process,), start_method=method).start()
+
+
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
+def test_a_process_starts_another_with_a_method_of_its_own_as_target(start_method: str, method: str) -> None:
+    with targets.Delegates(start_method, method) as process:
+        assert process.result() == 7
+
+
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
 @pytest.mark.parametrize("given", [True, False])
 def test_a_target_without_a_name(method: str, given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def local() -> None: ...
