@@ -91,10 +91,17 @@ def no_memory_for_it() -> NoReturn:
 
 
 class Interrupts:
-    """Ctrl-C comes while it is unpickled."""
+    """Ctrl-C comes while it is unpickled, after something has been printed."""
 
-    def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
-        return signal.raise_signal, (signal.SIGINT,)
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return print_and_interrupt, ()
+
+
+def print_and_interrupt() -> None:
+    # A file that is not flushed until the end, whatever the environment says.
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    print("printed before")
+    signal.raise_signal(signal.SIGINT)
 
 
 class Telling:
