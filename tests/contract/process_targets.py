@@ -91,10 +91,17 @@ def no_memory_for_it() -> NoReturn:
 
 
 class Interrupts:
-    """Ctrl-C comes while it is unpickled."""
+    """Ctrl-C comes while it is unpickled, after something has been printed."""
 
-    def __reduce__(self) -> tuple[Callable[[int], None], tuple[int]]:
-        return signal.raise_signal, (signal.SIGINT,)
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return print_and_interrupt, ()
+
+
+def print_and_interrupt() -> None:
+    # A file that is not flushed until the end, whatever the environment says.
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    print("printed before")
+    signal.raise_signal(signal.SIGINT)
 
 
 class Telling:
@@ -270,6 +277,22 @@ class Holder(WorkerProcess[None]):
         self.thing = threading.Lock()
 
     def run(self) -> None: ...
+
+
+class Delegates(WorkerProcess[int]):
+    """Starts another process, whose target is a method of this one."""
+
+    def __init__(self, start_method: str, method_of_other: str) -> None:
+        super().__init__(start_method=start_method)
+        self.method_of_other = method_of_other
+
+    def run(self) -> int:  # type: ignore[override]
+        self.number = 7
+        with WorkerProcess(target=self.tell, start_method=self.method_of_other) as other:
+            return other.result()
+
+    def tell(self) -> int:
+        return self.number
 
 
 class BecomesText(WorkerProcess[None]):

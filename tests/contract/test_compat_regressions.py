@@ -236,11 +236,9 @@ def test_an_executor_can_be_made_before_the_functions_that_it_calls(tmp_path: An
 
 OWN_REDUCER = """
 import io
+import multiprocessing
 import sys
-from multiprocessing.reduction import AbstractReducer, ForkingPickler
-
-from mpkit import compat
-from mpkit.compat import futures
+from multiprocessing.reduction import AbstractReducer, DupFd, ForkingPickler
 
 
 class Pickler(ForkingPickler):
@@ -253,15 +251,21 @@ class Pickler(ForkingPickler):
 
 class Reducer(AbstractReducer):
     ForkingPickler = Pickler
+    DupFd = staticmethod(DupFd)
 
     @staticmethod
     def dump(obj, file, protocol=4):
         Pickler(file, protocol).dump(obj)
 
 
+multiprocessing.get_context(sys.argv[1]).reducer = Reducer()
+
+# Only now: it has to find out the start methods nevertheless.
+from mpkit import compat
+from mpkit.compat import futures
+
 if __name__ == "__main__":
     context = compat.get_context(sys.argv[1])
-    context.reducer = Reducer()
     with context.Pool(1) as pool, futures.ProcessPoolExecutor(1, context) as executor:
         print(pool.apply(abs, (-1,)), executor.submit(abs, -2).result())
     process = context.Process(target=print, args=(3,))

@@ -37,7 +37,7 @@ from mpkit.errors import (
 from mpkit.process import memory_watch
 from tests.conftest import own_or_of_the_server
 from tests.contract import process_targets as targets
-from tests.helpers.processes import gone, wait_gone
+from tests.helpers.processes import gone, run_python, wait_gone
 from tests.helpers.stepping import STARTING, interrupt_at, needs_a_trace_that_raises
 from tests.helpers.waiting import PATIENCE, wait_until
 
@@ -1073,6 +1073,20 @@ def test_the_handle_does_not_travel(start: Start, start_method: str) -> None:
 
 
 @pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
+def test_nor_does_that_of_a_closed_process(method: str) -> None:
+    process = run(method, targets.multiply, 1)
+    process.close()
+    with pytest.raises(SerializationError, match="belongs to the process that created it"):
+        WorkerProcess(target=targets.multiply, args=(process,), start_method=method).start()
+
+
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
+def test_a_process_starts_another_with_a_method_of_its_own_as_target(start_method: str, method: str) -> None:
+    with targets.Delegates(start_method, method) as process:
+        assert process.result() == 7
+
+
+@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
 @pytest.mark.parametrize("given", [True, False])
 def test_a_target_without_a_name(method: str, given: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def local() -> None: ...
@@ -1171,13 +1185,24 @@ def test_an_argument_for_which_the_child_has_no_memory(method: str) -> None:
         process.result()
 
 
+INTERRUPTED_ARRIVAL = """
+import sys
+from mpkit import WorkerProcess
+from tests.contract import process_targets as targets
+
+process = WorkerProcess(target=targets.multiply, args=(targets.Interrupts(),), start_method=sys.argv[1])
+process.start()
+print(process.exception().signal)
+"""
+
+
 @posix
 @pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])
 def test_ctrl_c_while_the_arguments_arrive(method: str) -> None:
     """The error must not say that something has called `os._exit`, as it did under forkserver."""
-    error = run(method, targets.multiply, targets.Interrupts()).exception()
-    assert isinstance(error, WorkerCrashed)
-    assert error.signal == "SIGINT"
+    # A program of its own, because the fork server's children have the output that the server began with.
+    ended = run_python("-c", INTERRUPTED_ARRIVAL, method)
+    assert (ended.stdout, ended.stderr) == ("printed before\nSIGINT\n", "")
 
 
 @pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "fork"])

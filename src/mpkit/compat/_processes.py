@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat, cast
 
 from mpkit._platform.hints import override
 from mpkit._platform.messages import shown
-from mpkit._platform.stdlib.contexts import START_METHODS
+from mpkit._platform.stdlib.contexts import start_methods
 from mpkit._platform.stdlib.preparation import chosen_start_method
 from mpkit._platform.threads.deadlines import not_negative
 from mpkit.errors import ClosedError
@@ -107,7 +107,7 @@ class ForkServerProcess(Process):
 
 def default_start_method() -> str:
     """The method that the program has set, else the default of the running Python. Asking does not fix it."""
-    return chosen_start_method() or START_METHODS[0]
+    return chosen_start_method() or start_methods()[0]
 
 
 def worker_names(start_method: str, kind: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import traceback
@@ -104,6 +105,11 @@ class Arrival:
             # Die of it, as an interpreter does. The fork server's children would just exit with 1.
             if sys.platform != "win32":
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
+                # Modules that have been imported for the arguments may have printed something.
+                for stream in (sys.stdout, sys.stderr):
+                    # There may be none, or it is closed, or a pipe that nobody reads.
+                    with contextlib.suppress(AttributeError, ValueError, OSError):
+                        stream.flush()
                 signal.raise_signal(signal.SIGINT)
             raise
         except Exception as error:  # noqa: BLE001  a MemoryError, too; the parent's `result()` raises it

@@ -667,15 +667,16 @@ class WorkerProcess(ChildProcess, Generic[R_co]):
     @override
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         handle = self._mpkit
-        if not spawning() or child_process.is_started(self):
+        if not spawning() or child_process.was_started(self):
             raise codec.UnsendableError(
                 f"{self!r} belongs to the process that created it and cannot be sent to another; send "
                 "its pid, or what its result() returned"
             )
         ties = handle.ties
         # Without ties, it is another process that is being started: one whose target or attributes refer to
-        # this one. (A program may have both as attributes of one object.)
-        if ties is None or handle.payload_under_way:
+        # this one. (A program may have both as attributes of one object.) This one may also be the current
+        # process, whose ties are with its parent: it starts another with one of its own methods as target.
+        if ties is None or handle.payload_under_way or not child_process.is_created_here(self):
             made = super().__reduce_ex__(protocol)
             # A subclass may return anything else from its own `__reduce_ex__` or `__reduce__`.
             if isinstance(made, tuple) and len(made) > 2 and isinstance(made[2], dict):

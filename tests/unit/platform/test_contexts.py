@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.context
 import multiprocessing.spawn
+import sys
 import threading
+from multiprocessing.reduction import AbstractReducer
 
 import pytest
 
@@ -34,8 +36,23 @@ def test_the_default_is_forkserver_and_asking_does_not_fix_it() -> None:
 
 @pytest.mark.usefixtures("nothing_set")
 def test_where_there_is_no_forkserver_the_default_is_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contexts, "START_METHODS", ("spawn",))
+    monkeypatch.setattr(contexts, "start_methods", lambda: ["spawn"])
     assert resolve_context(None).get_start_method() == "spawn"
+
+
+@pytest.mark.usefixtures("nothing_set")
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork server in any case")
+def test_a_program_that_has_set_the_reducer_of_a_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reducer(AbstractReducer):
+        def __init__(self) -> None:
+            """The base class would register functions that do not fit."""
+
+    monkeypatch.setattr(multiprocessing.context, "reduction", Reducer())
+    assert sorted(contexts.start_methods()) == ["fork", "spawn"]
+    assert resolve_context(None).get_start_method() == "spawn"
+    assert resolve_context("fork").get_start_method() == "fork"
+    with pytest.raises(ValueError, match="got 'forkserver'"):
+        resolve_context("forkserver")
 
 
 @pytest.mark.usefixtures("nothing_set")

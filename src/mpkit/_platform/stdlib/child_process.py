@@ -181,7 +181,12 @@ def _run(run: Callable[[], object]) -> object:
 
 def is_started(child: ChildProcess) -> bool:
     """Whether this process has started it, and has not closed it."""
-    return vars(child).get("_popen") is not None and not is_closed(child)
+    return was_started(child) and not is_closed(child)
+
+
+def was_started(child: ChildProcess) -> bool:
+    """Whether this process has started it; it may have closed it since."""
+    return vars(child).get("_popen") is not None
 
 
 def is_closed(child: ChildProcess) -> bool:
