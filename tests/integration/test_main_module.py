@@ -46,6 +46,27 @@ def test_a_program_without_a_main_guard_is_told_to_add_one(
     assert "if __name__ ==" in errors
 
 
+ENDS_AT_ONCE = """
+import multiprocessing, shutil, signal
+from mpkit import WorkerProcess
+
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+multiprocessing.set_executable(shutil.which("true"))
+with WorkerProcess(target=len, args=(bytes(1_000_000),), start_method="spawn") as process:
+    pass
+print(type(process.exception()).__name__, signal.sigpending(), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+"""
+
+
+def test_a_child_that_ends_before_it_has_read_its_arguments_does_not_end_the_program(tmp_path: Path) -> None:
+    """SIGPIPE would, if the program has restored its default."""
+    program = tmp_path / "program.py"
+    program.write_text(ENDS_AT_ONCE)
+    with python(program) as process:
+        printed, errors = process.communicate()
+    assert printed.split() == ["WorkerCrashed", "set()", "set()"], errors
+
+
 GUARDED = """
 import multiprocessing, os
 from mpkit import TaskPool, WorkerProcess

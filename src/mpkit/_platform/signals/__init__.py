@@ -5,6 +5,7 @@
 - `interrupts`: deferring Ctrl-C for a moment
 - `deferred_handlers`: deferring the handlers of other signals during a fork
 - `handlers_at_work`: whether another process is still inside a signal handler
+- `sigpipe`: writing to a pipe whose reader may be gone
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from typing import Any, Final
 from mpkit._platform.hints import override
 from mpkit._platform.signals.deferred_handlers import deferred_handlers
 from mpkit._platform.signals.interrupts import deferred_interrupts
+from mpkit._platform.signals.sigpipe import discarded_sigpipe
 from mpkit._platform.stdlib.passing import spawning
 from mpkit._platform.stdlib.tracker_process import start_tracker
 from mpkit._platform.threads.clock import CLOCK
@@ -145,7 +146,11 @@ class Spawning:
             self.finalizer = util.Finalize(self, _close_all, ours)
             _close_all(*theirs)
         # If it has died, its exit code says so.
-        with contextlib.suppress(BrokenPipeError), open(alive, "wb", closefd=False) as pipe:
+        with (
+            discarded_sigpipe(),
+            contextlib.suppress(BrokenPipeError),
+            open(alive, "wb", closefd=False) as pipe,
+        ):
             pipe.write(data.getbuffer())
 
 
