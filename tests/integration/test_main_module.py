@@ -47,11 +47,12 @@ def test_a_program_without_a_main_guard_is_told_to_add_one(
 
 
 ENDS_AT_ONCE = """
-import multiprocessing, shutil, signal
+import os, signal
 from mpkit import WorkerProcess
 
+if __name__ != "__main__":
+    os._exit(0)
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-multiprocessing.set_executable(shutil.which("true"))
 with WorkerProcess(target=len, args=(bytes(1_000_000),), start_method="spawn") as process:
     pass
 print(type(process.exception()).__name__, signal.sigpending(), signal.pthread_sigmask(signal.SIG_BLOCK, ()))
