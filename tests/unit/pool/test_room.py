@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -24,6 +25,20 @@ def dispatcher() -> Any:
 
 def place_of_another(dispatcher: Any) -> Place:
     return Place(-1, threading.Condition(dispatcher.lock.raw))
+
+
+def all_waiting(number: int, wait: Callable[[], None], room: Room, dispatcher: Any) -> list[threading.Thread]:
+    """Threads that call `wait`, once all of them wait for room."""
+    waiters = [threading.Thread(target=wait, daemon=True) for _ in range(number)]
+    for waiter in waiters:
+        waiter.start()
+
+    def all_wait() -> bool:
+        with dispatcher.lock:
+            return len(room.waiting) == number
+
+    wait_until(all_wait, "all of them wait")
+    return waiters
 
 
 def test_the_thread_that_came_first_goes_first(dispatcher: Any) -> None:
@@ -76,10 +91,7 @@ def test_only_the_first_of_many_waiting_threads_is_woken(
             # The task that it submits takes the room again.
             dispatcher.ledger.queued += 1
 
-    waiters = [threading.Thread(target=wait) for _ in range(20)]
-    for waiter in waiters:
-        waiter.start()
-    wait_until(lambda: len(room.waiting) == 20, "all of them wait")
+    waiters = all_waiting(20, wait, room, dispatcher)
     for left in reversed(range(20)):
         with dispatcher.lock:
             dispatcher.ledger.queued -= 1
@@ -108,15 +120,7 @@ def test_room_for_two_is_told_to_the_second_one_by_the_first(
         with dispatcher.lock:
             room.wait(cast("Task", object()), lambda: None)
 
-    waiters = [threading.Thread(target=wait, daemon=True) for _ in range(2)]
-    for waiter in waiters:
-        waiter.start()
-
-    def both_wait() -> bool:
-        with dispatcher.lock:
-            return len(room.waiting) == 2
-
-    wait_until(both_wait, "both wait")
+    waiters = all_waiting(2, wait, room, dispatcher)
     with dispatcher.lock:
         dispatcher.ledger.queued = 0
         room.notify()
@@ -176,15 +180,7 @@ def test_all_waiting_threads_check_whether_the_pool_has_ended(
                 room.leave(task)
                 refused.append(task)
 
-    waiters = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
-    for waiter in waiters:
-        waiter.start()
-
-    def all_wait() -> bool:
-        with dispatcher.lock:
-            return len(room.waiting) == 3
-
-    wait_until(all_wait, "all of them wait")
+    waiters = all_waiting(3, wait, room, dispatcher)
     with dispatcher.lock:
         room.notify_all()
     for waiter in waiters:
